@@ -1,0 +1,141 @@
+"""The whole of a sweep as one call: trials, geometry, tables, study, report. The command line and `jobs/` call this."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+from raysft.cluster.connect import connected
+from raysft.cluster.embed import run_geometry
+from raysft.cluster.sweep import SweepOutcome, UnitOutcome, run_sweep
+from raysft.preflight import check_sweep
+from raysft.publish import make_report
+from raysft.reduce import Reduced, reduce_sweep
+from raysft.spec.plan import Plan, Unit, make_plan
+from raysft.spec.sweep import Sweep, resolved_yaml
+from raysft.store.checkpoints import delete_folder
+from raysft.store.layout import Storage, checkpoint_folder, open_storage
+from raysft.store.results import set_aside
+
+Say = Callable[[str], None]
+_SPEC = "sweep.yaml"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What `run_everything` did: new units, failures by one line each, and where the report is."""
+
+    units: int
+    failures: tuple[str, ...]
+    report: str
+
+
+def run_everything(
+    sweep: Sweep, address: str | None = None, dashboard: bool = False, say: Say = print, advance: Say = lambda _: None
+) -> RunResult:
+    """Run what is missing of a sweep and bring its tables, study and report up to date.
+
+    `say` gets lines for people; `advance` is called once for each unit that ended. Raises SpecError or StorageError
+    before any worker starts, for what can be known then.
+    """
+    storage = open_storage(sweep.storage)
+    plan = make_plan(sweep, storage)
+    check_sweep(plan, storage)
+    same_spec = _stored_spec(storage) == resolved_yaml(sweep)
+    storage.write_bytes(resolved_yaml(sweep).encode(), _SPEC)
+    for path in plan.damaged:
+        say(f"{path}: truncated; moved aside, to be redone")
+    set_aside(storage, plan.damaged)
+    units, geometry = plan.missing_units(), plan.missing_geometry()
+    report = storage.path("report", "report.html")
+    if not units and not geometry:
+        total = sum(planned for _, planned in plan.count_by_stage().values())
+        say(f"Nothing is missing: all {total} results of {len(plan.trials)} trials are in {storage.uri}")
+        if not same_spec or not storage.exists("report", "report.html"):
+            reduce_and_report(sweep, storage, say)
+        return RunResult(0, (), report)
+    say(f"{len(units)} units to run, {len(geometry)} intrinsic dimensions to estimate; results go to {storage.uri}")
+    with connected(address, dashboard):
+        outcome = run_sweep(plan, storage, _watcher(len(units), say, advance))
+        lines = _failure_lines(outcome)
+        if geometry:
+            failed = run_geometry(make_plan(sweep, storage), storage, say)
+            lines += [f"{failure['stage']} {failure['key']}: {failure['message']}" for failure in failed]
+    _forget_weights(sweep, storage)
+    _say_overhead(outcome, say)
+    reduce_and_report(sweep, storage, say)
+    return RunResult(len(units), tuple(lines), report)
+
+
+def run_geometry_only(sweep: Sweep, address: str | None = None, say: Say = print) -> tuple[str, ...]:
+    """Embed and estimate what a finished or running sweep has checkpoints for; a line for each failure."""
+    storage = open_storage(sweep.storage)
+    with connected(address):
+        failed = run_geometry(make_plan(sweep, storage), storage, say)
+    return tuple(f"{failure['stage']} {failure['key']}: {failure['message']}" for failure in failed)
+
+
+def reduce_and_report(sweep: Sweep, storage: Storage, say: Say = print) -> Reduced:
+    """Tables, study and report of whatever is in the storage."""
+    started = time.perf_counter()
+    reduced = reduce_sweep(sweep, storage)
+    for line in reduced.unreadable:
+        say(f"left out: {line}")
+    say(f"tables: {sum(reduced.rows.values())} rows in {storage.path('tables')}")
+    make_report(storage, sweep.name)
+    say(f"study and report: {storage.path('report')} ({time.perf_counter() - started:.0f} s)")
+    return reduced
+
+
+def _stored_spec(storage: Storage) -> str | None:
+    return storage.read_bytes(_SPEC).decode() if storage.exists(_SPEC) else None
+
+
+def _watcher(total: int, say: Say, advance: Say) -> Callable[[UnitOutcome | Unit], None]:
+    done = 0
+
+    def watch(ended: UnitOutcome | Unit) -> None:
+        nonlocal done
+        done += 1
+        if isinstance(ended, Unit):
+            say(f"[{done}/{total}] {ended}: its process died")
+        else:
+            spent = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in ended.seconds.items() if seconds >= 0.05)
+            failed = f"; {len(ended.failures)} FAILED" if ended.failures else ""
+            say(f"[{done}/{total}] {ended.unit}: {ended.wall_s:.1f} s ({spent}){failed}")
+        advance(str(ended.unit if isinstance(ended, UnitOutcome) else ended))
+
+    return watch
+
+
+def _failure_lines(outcome: SweepOutcome) -> list[str]:
+    lines = [
+        f"{ended.unit}: {failure['stage']}: {failure['message']}"
+        for ended in outcome.outcomes
+        for failure in ended.failures
+    ]
+    lines += [f"{unit}: its base model could not be pretrained" for unit in outcome.blocked]
+    return lines + [f"{unit}: its process died" for unit in outcome.died]
+
+
+def _say_overhead(outcome: SweepOutcome, say: Say) -> None:
+    """Seconds of a warm trial that are neither training nor measuring, which is what running it on Ray costs."""
+    warm = [ended.overhead_s for ended in outcome.outcomes if ended.unit.kind == "fine_tune" and not ended.failures]
+    if warm:
+        say(
+            f"{len(warm)} trials: {median(warm):.2f} s each were neither training nor measuring "
+            f"(median; longest {max(warm):.2f} s)"
+        )
+
+
+def _forget_weights(sweep: Sweep, storage: Storage) -> None:
+    """With `checkpoints.keep: none`, delete the weights of trials that are measured to the end."""
+    if sweep.checkpoints.keep != "none":
+        return
+    plan: Plan = make_plan(sweep, storage)
+    waiting = {work.subject.trial for work in plan.works() if work.stage != "embed" and not plan.is_done(work)}
+    for trial in plan.trials:
+        if trial.key not in waiting:
+            delete_folder(storage, checkpoint_folder(trial.key, trial.epochs))

@@ -1,0 +1,131 @@
+"""The driver of a sweep: plans, runs what is missing as Tune trials, then streams the geometry.
+
+Protocol. The plan is made from the storage each time; Tune's own state is thrown away. A unit that fails records its
+failure in the storage and the sweep goes on; a process that dies is restarted by Tune up to `resources.max_retries`
+times, and finds what it had committed before.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray import tune
+from ray.tune import Callback, FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
+
+from raysft.cluster.connect import trials_at_once
+from raysft.cluster.queue import ReadyQueue
+from raysft.cluster.trainable import UnitTrainable
+from raysft.spec.plan import Plan, Unit
+from raysft.spec.sweep import Resources
+from raysft.store.layout import Storage
+from raysft.store.results import record_failure, set_aside
+
+
+@dataclass
+class UnitOutcome:
+    """One unit as the driver saw it: wall seconds in its process, seconds by stage, recorded failures."""
+
+    unit: Unit
+    wall_s: float
+    seconds: dict[str, float]
+    failures: list[dict[str, Any]]
+
+    @property
+    def overhead_s(self) -> float:
+        """Seconds of the unit that are neither training nor measuring."""
+        return self.wall_s - sum(self.seconds.values())
+
+
+@dataclass
+class SweepOutcome:
+    """What `run_sweep` did."""
+
+    outcomes: list[UnitOutcome] = field(default_factory=list)
+    blocked: list[Unit] = field(default_factory=list)
+    died: list[Unit] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.blocked or self.died or any(outcome.failures for outcome in self.outcomes))
+
+
+Watcher = Callable[[UnitOutcome | Unit], None]
+
+
+def run_sweep(plan: Plan, storage: Storage, watch: Watcher = lambda _: None) -> SweepOutcome:
+    """Run every missing unit of `plan` on the cluster that this process is connected to.
+
+    `watch` is told each unit's outcome as it ends, or the unit itself if its process died for good.
+    """
+    set_aside(storage, plan.damaged)
+    units = plan.missing_units()
+    outcome = SweepOutcome()
+    if not units:
+        return outcome
+    queue = ReadyQueue(units)
+    by_key = {unit.key: (unit, plan.missing_works(unit)) for unit in units}
+    trainable = tune.with_resources(
+        tune.with_parameters(UnitTrainable, sweep=plan.sweep, units=by_key), _bundles(plan.sweep.resources)
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        Tuner(
+            trainable,
+            tune_config=TuneConfig(
+                search_alg=queue,
+                num_samples=len(units),
+                max_concurrent_trials=trials_at_once(plan.sweep.resources),
+                reuse_actors=True,
+            ),
+            run_config=RunConfig(
+                storage_path=scratch,
+                name=plan.sweep.name,
+                verbose=0,
+                failure_config=FailureConfig(max_failures=plan.sweep.resources.max_retries),
+                callbacks=[_Watch({key: unit for key, (unit, _) in by_key.items()}, outcome, watch)],
+            ),
+        ).fit()
+    outcome.blocked = queue.blocked
+    for unit in queue.blocked:
+        error = RuntimeError(f"its base model {unit.model} could not be pretrained")
+        work = by_key[unit.key][1][0]
+        record_failure(storage, work.stage, work.key, error, work.subject.as_row())
+    for unit in outcome.died:
+        error = RuntimeError("its process died, see the logs of the Ray session")
+        work = by_key[unit.key][1][0]
+        record_failure(storage, work.stage, work.key, error, work.subject.as_row())
+    return outcome
+
+
+def _bundles(resources: Resources) -> PlacementGroupFactory:
+    """What a trial's own process holds: its one worker's resources; next to nothing where a worker group holds them.
+
+    A bundle must hold something, and a CPU here would be reserved twice, so the waiting process asks for one byte.
+    """
+    if resources.workers > 1:
+        return PlacementGroupFactory([{"memory": 1}])
+    bundle = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    return PlacementGroupFactory([{kind: amount for kind, amount in bundle.items() if amount}])
+
+
+class _Watch(Callback):
+    """Collects outcomes as Tune reports them."""
+
+    def __init__(self, units: dict[str, Unit], outcome: SweepOutcome, watch: Watcher) -> None:
+        self._units = units
+        self._outcome = outcome
+        self._watch = watch
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        result = trial.last_result
+        done = UnitOutcome(self._units[result["unit"]], result["wall_s"], result["seconds"], result["failures"])
+        self._outcome.outcomes.append(done)
+        self._watch(done)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if trial.num_failures > trial.max_failures >= 0:  # no retry is left
+            unit = self._units[trial.config["unit"]]
+            self._outcome.died.append(unit)
+            self._watch(unit)

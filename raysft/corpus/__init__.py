@@ -1,0 +1,1 @@
+"""Text: where rows come from, how they become prompts, tokens and batches."""

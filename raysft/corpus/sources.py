@@ -1,0 +1,191 @@
+"""From a dataset of the sweep to its examples: json, jsonl (also .gz), parquet, csv, a hub name, generated skills.
+
+Columns are recognised for the layouts of the well-known instruction sets, or named in the spec. Every row must have an
+instruction and a response; the first that has not is refused by its number.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysft.corpus.example import Example
+from raysft.corpus.skills import instruction_rows
+from raysft.spec.keys import canonical_json, dataset_identity, text_digest
+from raysft.spec.sweep import Columns, DatasetSpec, SpecError, Sweep
+
+Row = Mapping[str, Any]
+Reader = Callable[[Row], tuple[str, str]]
+
+FORMATS = (".json", ".jsonl", ".jsonl.gz", ".parquet", ".csv")
+
+
+def load_examples(sweep: Sweep, dataset: DatasetSpec, size: int | None) -> list[Example]:
+    """The training examples of a trial: the first `size` rows (of each member) in a fixed random order; None = all.
+
+    The order depends on the dataset's content alone, so a smaller sample is the beginning of a larger one, and every
+    model, method and seed sees the same rows. Raises SpecError for a missing file, a bad row, or too few rows.
+    """
+    if dataset.mixture is not None:
+        members = [sweep.dataset(name) for name in dataset.mixture.members]
+        return [example for member in members for example in load_examples(sweep, member, size)]
+    examples = all_examples(dataset)
+    if size is not None and size > len(examples):
+        raise SpecError(f"datasets.{dataset.name}: {size} rows asked, it has {len(examples)}")
+    seed = int(text_digest(canonical_json(dataset_identity(sweep, dataset))), 16)
+    order = np.random.default_rng(seed).permutation(len(examples))
+    return [examples[index] for index in order[:size]]
+
+
+def all_examples(dataset: DatasetSpec) -> list[Example]:
+    """Every example of a dataset that is not a mixture, in the order of its source."""
+    where = f"datasets.{dataset.name}"
+    if dataset.generated is not None:
+        request = dataset.generated
+        try:
+            return instruction_rows(request.skill, request.rows, request.seed)
+        except ValueError as error:
+            raise SpecError(f"{where}.generated: {error}") from error
+    if dataset.path is not None:
+        rows, where = read_rows(dataset.path, where), f"{where}: {dataset.path.name}"
+    else:
+        rows = _hub_rows(dataset, where)
+    rows = [row for row in rows if all(str(row.get(column)) in values for column, values in dataset.where.items())]
+    if not rows:
+        raise SpecError(f"{where}: no rows" + (" that match `where`" if dataset.where else ""))
+    reader = _reader(rows[0], dataset.columns, where)
+    return [_example(reader, row, f"{where}, row {number}") for number, row in enumerate(rows, start=1)]
+
+
+def read_rows(path: Path, where: str) -> list[Row]:
+    """Rows of a local file as mappings; the format is told by its ending (see FORMATS)."""
+    if not path.is_file():
+        raise SpecError(f"{where}: no file {path}")
+    try:
+        if path.name.endswith(".json"):
+            return _json_rows(json.loads(path.read_text(encoding="utf-8")), path, where)
+        if path.name.endswith(".jsonl"):
+            return _jsonl_rows(path.read_text(encoding="utf-8").splitlines(), path, where)
+        if path.name.endswith(".jsonl.gz"):
+            return _jsonl_rows(gzip.decompress(path.read_bytes()).decode().splitlines(), path, where)
+        if path.name.endswith(".parquet"):
+            return list(pq.read_table(path).to_pylist())
+        if path.name.endswith(".csv"):
+            with path.open(newline="", encoding="utf-8") as file:
+                return list(csv.DictReader(file))
+    except (ValueError, OSError, pa.ArrowInvalid) as error:
+        if isinstance(error, SpecError):
+            raise
+        raise SpecError(f"{where}: {path} cannot be read ({' '.join(str(error).split())})") from error
+    raise SpecError(f"{where}: {path.name} has none of the known endings: {', '.join(FORMATS)}")
+
+
+def _json_rows(content: Any, path: Path, where: str) -> list[Row]:
+    rows: Any = content.get("data") if isinstance(content, dict) else content
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise SpecError(f"{where}: {path.name} must hold a list of objects, or one under `data`")
+    return rows
+
+
+def _jsonl_rows(lines: Iterable[str], path: Path, where: str) -> list[Row]:
+    rows: list[Row] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise SpecError(f"{where}: {path.name}, line {number}: not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise SpecError(f"{where}: {path.name}, line {number}: expected an object, found {type(row).__name__}")
+        rows.append(row)
+    return rows
+
+
+def _hub_rows(dataset: DatasetSpec, where: str) -> list[Row]:
+    import datasets  # imported here because it takes a second that local files need not wait for
+
+    try:
+        loaded = datasets.load_dataset(
+            dataset.hub, dataset.subset, split=dataset.split, revision=dataset.revision, streaming=bool(dataset.where)
+        )
+        return list(loaded)
+    except (OSError, ValueError) as error:
+        problem = " ".join(str(error).split())
+        raise SpecError(f"{where}.hub: {dataset.hub} at {dataset.revision} cannot be loaded ({problem})") from error
+
+
+def _reader(row: Row, columns: Columns, where: str) -> Reader:
+    """How to read (instruction, response) from rows that look like `row`."""
+    if columns.instruction is not None:
+        return lambda row: (
+            _joined(row, columns.instruction, columns.input),
+            _text(row, columns.response or "response"),
+        )
+    for needed, reader in _LAYOUTS:
+        if all(column in row for column in needed):
+            return reader
+    known = "; ".join(" + ".join(needed) for needed, _ in _LAYOUTS)
+    raise SpecError(f"{where}: columns {', '.join(row)} are no known layout ({known}); name them under `columns`")
+
+
+def _example(reader: Reader, row: Row, where: str) -> Example:
+    instruction, response = reader(row)
+    for name, text in (("instruction", instruction), ("response", response)):
+        if not text.strip():
+            raise SpecError(f"{where}: no {name}")
+    return Example(instruction, response)
+
+
+def _text(row: Row, column: str | None) -> str:
+    value = row.get(column) if column is not None else None
+    return value.strip() if isinstance(value, str) else "" if value is None else str(value)
+
+
+def _joined(row: Row, instruction: str | None, extra: str | None) -> str:
+    return "\n".join(text for text in (_text(row, instruction), _text(row, extra)) if text)
+
+
+def _first_turns(messages: Any, role: str, content: str, user: str, assistant: str) -> tuple[str, str]:
+    """First user turn and first reply of a conversation."""
+    turns = messages if isinstance(messages, (list, tuple)) else []
+    asked = next((turn[content] for turn in turns if turn.get(role) == user), "")
+    answered = next((turn[content] for turn in turns if turn.get(role) == assistant), "")
+    return asked, answered
+
+
+def _pair(turns: Any) -> tuple[str, str]:
+    return (turns[0], turns[1]) if isinstance(turns, (list, tuple)) and len(turns) >= 2 else ("", "")
+
+
+def _first_instance(row: Row) -> tuple[str, str]:
+    instance = (row["instances"] or [{}])[0]
+    return _joined({**row, **instance}, "instruction", "input"), _text(instance, "output")
+
+
+_LAYOUTS: tuple[tuple[tuple[str, ...], Reader], ...] = (
+    (("instruction", "instances"), _first_instance),
+    (("instruction", "output"), lambda row: (_joined(row, "instruction", "input"), _text(row, "output"))),
+    (("instruction", "response"), lambda row: (_joined(row, "instruction", "input"), _text(row, "response"))),
+    (("question", "answer"), lambda row: (_text(row, "question"), _text(row, "answer"))),
+    (("prompt", "completion"), lambda row: (_text(row, "prompt"), _text(row, "completion"))),
+    (("prompt", "response"), lambda row: (_text(row, "prompt"), _text(row, "response"))),
+    (("messages",), lambda row: _first_turns(row["messages"], "role", "content", "user", "assistant")),
+    (("conversations",), lambda row: _conversation(row["conversations"])),
+    (("data",), lambda row: _pair(row["data"])),
+)
+
+
+def _conversation(turns: Any) -> tuple[str, str]:
+    """LIMA keeps a list of texts, ShareGPT a list of {from, value}."""
+    if isinstance(turns, (list, tuple)) and turns and isinstance(turns[0], dict):
+        return _first_turns(turns, "from", "value", "human", "gpt")
+    return _pair(turns)

@@ -1,0 +1,1 @@
+"""lm-evaluation-harness on a model that is already in memory."""

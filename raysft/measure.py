@@ -1,0 +1,158 @@
+"""Measuring a model that is in memory, from works to committed results; a work that fails leaves a record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raysft.evaluation.harness import benchmark_texts, evaluate
+from raysft.models.load import Base
+from raysft.models.methods import Tuned
+from raysft.probes.log_likelihood import SHIPPED_TEXTS, log_likelihoods
+from raysft.probes.perplexity import centroid, data_properties, example_texts, similarity, similarity_table
+from raysft.probes.weight_change import weight_change
+from raysft.session import Session
+from raysft.spec.plan import Work
+from raysft.store.results import Cost, commit_result
+
+
+@dataclass
+class Report:
+    """What a unit did: seconds by stage, results committed, failures recorded."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    committed: int = 0
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+
+class Bench:
+    """Commits the results of one unit's works and keeps its report."""
+
+    def __init__(self, session: Session, report: Report) -> None:
+        self.session = session
+        self.report = report
+
+    def commit(self, work: Work, table: pa.Table, seconds: float) -> None:
+        """Commit a result. On a GPU, wall seconds are GPU seconds."""
+        gpu_s = seconds if self.session.device.type == "cuda" else 0.0
+        done = commit_result(
+            self.session.storage, work.stage, work.key, table, work.subject.as_row(), Cost(seconds, gpu_s)
+        )
+        self.report.committed += done
+        self.report.add_seconds(work.stage, seconds)
+
+    def fail(self, work: Work, error: Exception) -> None:
+        """Record a failed work; the others of the unit go on."""
+        self.report.failures.append(self.session.fail(work.stage, work.key, error, work.subject.as_row()))
+
+    def attempt(self, work: Work, measure: Callable[[], pa.Table]) -> None:
+        """Measure and commit one work."""
+        started = time.perf_counter()
+        try:
+            table = measure()
+        except Exception as error:  # noqa: BLE001  whatever it is, it is recorded and the sweep goes on
+            self.fail(work, error)
+            return
+        self.commit(work, table, time.perf_counter() - started)
+
+    def evaluate(self, works: Sequence[Work], model: Any, tokenizer: Any) -> None:
+        """Score a model on the tasks of `works` in one pass; if that fails, task by task, to find the one that does."""
+        if not works:
+            return
+        started = time.perf_counter()
+        names = [work.about or "" for work in works]
+        try:
+            tables = evaluate(model, tokenizer, self.session.benchmarks, names)
+        except Exception as error:  # noqa: BLE001  recorded below, once it is known whose it is
+            if len(works) == 1:
+                self.fail(works[0], error)
+            for work in works if len(works) > 1 else ():
+                self.evaluate([work], model, tokenizer)
+            return
+        seconds = (time.perf_counter() - started) / len(works)
+        for work, name in zip(works, names, strict=True):
+            self.commit(work, tables[name], seconds)
+
+
+def measure_checkpoint(bench: Bench, works: Sequence[Work], tuned: Tuned) -> None:
+    """Weight change, benchmarks and likelihood vector of a fine-tuned model in memory."""
+    for work in _of_stage(works, "weight_change"):
+        bench.attempt(work, partial(weight_change, tuned))
+    with tuned.plain() as model:
+        _measure_plain(bench, works, model, tuned.base)
+
+
+def measure_base(bench: Bench, works: Sequence[Work], base: Base) -> None:
+    """Benchmarks, likelihood vector, and the properties of every dataset under a base model."""
+    model = base.restore()
+    _measure_plain(bench, works, model, base)
+    sweep = bench.session.sweep
+    probe = sweep.probes.perplexity
+    if probe is None:
+        return
+    template, max_length = sweep.training.template, sweep.training.max_length
+    sizes = (template, max_length, bench.session.pad_id(base), sweep.training.token_budget)
+
+    for work in _of_stage(works, "perplexity"):
+        examples = bench.session.examples(work.subject.dataset or "", None)[: probe.rows]
+        bench.attempt(work, partial(data_properties, model, base.tokenizer, examples, *sizes))
+    centroids = _Centroids(bench.session, base, probe.rows)
+    for work in _of_stage(works, "similarity"):
+        bench.attempt(work, partial(centroids.similarity, work.subject.dataset or "", work.about or ""))
+
+
+class _Centroids:
+    """Centroids of datasets and benchmarks under one base, computed once each."""
+
+    def __init__(self, session: Session, base: Base, rows: int) -> None:
+        self._session = session
+        self._base = base
+        self._rows = rows
+        self._known: dict[tuple[str, str], tuple[np.ndarray, int]] = {}
+
+    def similarity(self, dataset: str, benchmark: str) -> pa.Table:
+        data, rows = self._of("dataset", dataset)
+        task, _ = self._of("benchmark", benchmark)
+        origin, _ = self._of("reference", "")
+        return similarity_table(similarity(data, task, origin), benchmark, rows)
+
+    def _of(self, kind: str, name: str) -> tuple[np.ndarray, int]:
+        if (kind, name) not in self._known:
+            texts = self._texts(kind, name)
+            training = self._session.sweep.training
+            pad = self._session.pad_id(self._base)
+            model, tokenizer = self._base.model, self._base.tokenizer
+            point = centroid(model, tokenizer, texts, training.max_length, pad, training.token_budget)
+            self._known[kind, name] = (point, len(texts))
+        return self._known[kind, name]
+
+    def _texts(self, kind: str, name: str) -> list[str]:
+        if kind == "dataset":
+            examples = self._session.examples(name, None)[: self._rows]
+            return example_texts(examples, self._session.sweep.training.template)
+        if kind == "benchmark":
+            return benchmark_texts(self._session.benchmarks, name, self._rows)
+        return SHIPPED_TEXTS.read_text(encoding="utf-8").splitlines()
+
+
+def _measure_plain(bench: Bench, works: Sequence[Work], model: Any, base: Base) -> None:
+    sweep = bench.session.sweep
+    bench.evaluate(_of_stage(works, "evaluate"), model, base.tokenizer)
+    for work in _of_stage(works, "log_likelihood"):
+        assert sweep.probes.log_likelihood is not None
+        length, pad = sweep.probes.log_likelihood.max_length, bench.session.pad_id(base)
+        texts, budget = bench.session.likelihood_texts, sweep.training.token_budget
+        bench.attempt(work, partial(log_likelihoods, model, base.tokenizer, texts, length, pad, budget))
+
+
+def _of_stage(works: Sequence[Work], stage: str) -> list[Work]:
+    return [work for work in works if work.stage == stage]

@@ -1,0 +1,132 @@
+"""How a method changes the base: which parameters train, where the adapters sit, what a checkpoint holds.
+
+A trial gets a `Tuned` from `apply_method`, trains `Tuned.model`, and calls `detach` at the end, so that the base model
+is whole again for the next trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
+
+from raysft.models.layers import layer_count, layer_index, layers_within
+from raysft.models.load import Base
+from raysft.spec.sweep import MethodSpec
+
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+@dataclass
+class Tuned:
+    """A base with a method applied. `model` is what trains: the base itself, or peft's wrapper of it."""
+
+    base: Base
+    method: MethodSpec
+    model: Any
+
+    def trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """Named parameters that have a gradient."""
+        return [(name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+
+    @contextmanager
+    def plain(self) -> Iterator[Any]:
+        """The tuned model as a plain `transformers` model, LoRA merged; afterwards the base weights are exact again.
+
+        peft's own unmerging subtracts what it added, which rounds; the original weights are copied back instead.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        if self.method.kind == "full":
+            yield self.model
+        else:
+            self.model.merge_adapter()
+            try:
+                yield self.base.model
+            finally:
+                self.model.unmerge_adapter()
+                self._restore_adapted_weights()
+        self.model.train(was_training)
+
+    def _restore_adapted_weights(self) -> None:
+        with torch.no_grad():
+            for name, module in self.lora_modules():
+                module.get_base_layer().weight.copy_(self.base.original[f"{name}.weight"])
+
+    def lora_modules(self) -> list[tuple[str, Any]]:
+        """(name in the base model, peft layer) of every adapted module."""
+        prefix = "base_model.model."
+        return [
+            (name.removeprefix(prefix), module)
+            for name, module in self.model.named_modules()
+            if hasattr(module, "lora_A") and hasattr(module, "get_base_layer")
+        ]
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint's weights: the whole model, or the adapter alone."""
+        self.model.save_pretrained(folder, safe_serialization=True)
+
+    def load(self, folder: Path) -> None:
+        """Take over the weights that `save` wrote."""
+        if self.method.kind == "lora":
+            set_peft_model_state_dict(self.model, load_file(folder / ADAPTER_FILE))
+            return
+        saved: dict[str, torch.Tensor] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            if not file.name.startswith("trainer"):
+                saved.update(load_file(file))
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(saved[name])
+
+    def detach(self) -> None:
+        """Take the method off again: adapters removed, original weights back."""
+        if self.method.kind == "lora":
+            self.base.model = self.model.unload()
+        self.base.restore()
+
+
+def apply_method(base: Base, method: MethodSpec, seed: int) -> Tuned:
+    """Apply `method` to the base with its original weights; LoRA matrices are drawn after seeding with `seed`."""
+    model = base.restore()
+    layers = layer_count(base.original)
+    chosen = layers_within(method.depth, layers)
+    if method.kind == "full":
+        if method.depth is not None:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(layer_index(name) in chosen)
+        return Tuned(base, method, model)
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=method.rank,
+        lora_alpha=method.alpha,
+        lora_dropout=method.dropout,
+        target_modules=_targets(model, method, chosen),
+    )
+    try:
+        return Tuned(base, method, get_peft_model(model, config))
+    except ValueError as error:
+        raise ValueError(f"methods.{method.name}.targets: {' '.join(str(error).split())}") from error
+
+
+def _targets(model: Any, method: MethodSpec, layers: list[int]) -> str | list[str]:
+    """What peft adapts: the method's own targets, or, within a depth range, the full names of the modules there."""
+    if method.depth is None:
+        return method.targets if isinstance(method.targets, str) else list(method.targets)
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and layer_index(f"{name}.") in layers
+        and (method.targets == "all-linear" or name.rsplit(".", 1)[-1] in method.targets)
+    ]
+    if not names:
+        raise ValueError(f"methods.{method.name}.targets: nothing named {method.targets} in layers {layers}")
+    return names

@@ -1,0 +1,1 @@
+"""What happens inside: perplexity, weights, geometry, likelihood."""

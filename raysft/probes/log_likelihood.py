@@ -1,0 +1,49 @@
+"""Log-likelihood vector: total log-probability of each of a fixed set of texts (Oyama et al. 2025)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from raysft.corpus.skills import SKILLS, statements
+from raysft.corpus.tokenize import tokenise_texts
+from raysft.probes.scoring import score_rows
+from raysft.spec.keys import text_digest
+from raysft.spec.sweep import LogLikelihoodProbe, SpecError
+from raysft.store.schema import LOG_LIKELIHOOD
+
+SHIPPED_TEXTS = Path(__file__).parent / "texts.txt"
+_SKILL_STATEMENTS = 256
+
+
+def likelihood_texts(probe: LogLikelihoodProbe) -> list[str]:
+    """The fixed text set: the package's own, generated statements of every skill, or the lines of the user's file."""
+    if probe.texts == "skills":
+        return statements(dict.fromkeys(SKILLS, 1.0), _SKILL_STATEMENTS, seed=1)
+    path = SHIPPED_TEXTS if probe.texts == "shipped" else Path(probe.texts)
+    if not path.is_file():
+        raise SpecError(f"probes.log_likelihood.texts: no file {path}")
+    texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not texts:
+        raise SpecError(f"probes.log_likelihood.texts: {path} holds no text; one text a line")
+    return texts
+
+
+def log_likelihoods(
+    model: Any, tokenizer: Any, texts: Sequence[str], max_length: int, pad_id: int, token_budget: int
+) -> pa.Table:
+    """Log-likelihood of each text, BOS first where the tokenizer has one: a table of `schema.LOG_LIKELIHOOD`."""
+    scored = score_rows(model, tokenise_texts(texts, tokenizer, max_length), pad_id, token_budget)
+    return pa.Table.from_pydict(
+        {
+            "text": list(range(len(texts))),
+            "text_hash": [text_digest(text) for text in texts],
+            "log_likelihood": [entry.log_likelihood for entry in scored],
+            "tokens": [entry.tokens for entry in scored],
+            "bytes": [len(text.encode()) for text in texts],
+        },
+        schema=LOG_LIKELIHOOD,
+    )

@@ -1,0 +1,101 @@
+"""Properties of a dataset under a base model: perplexity, lengths, and how near its texts are to a benchmark's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raysft.corpus.example import Example
+from raysft.corpus.tokenize import TokenisedRow, tokenise_examples, tokenise_texts
+from raysft.probes.embeddings import pooled_states_of
+from raysft.probes.scoring import Scored, score_rows
+from raysft.spec.grid import template_of
+from raysft.store.schema import DATA_PROPERTIES
+
+
+def data_properties(
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    template: str,
+    max_length: int,
+    pad_id: int,
+    token_budget: int,
+) -> pa.Table:
+    """Perplexity of the responses given their prompts and of the whole texts, and mean lengths, over `examples`.
+
+    Means are over tokens (or bytes) of all rows together, not means of row means. A table of
+    `schema.DATA_PROPERTIES`.
+    """
+    rows = tokenise_examples(examples, tokenizer, template, max_length)
+    whole = [TokenisedRow(row.ids, 1) for row in rows]
+    prompt, response = template_of(template)
+    responses = [response.replace("{response}", example.response) for example in examples]
+    prompts = [prompt.replace("{instruction}", example.instruction) for example in examples]
+    response_bytes = sum(len(text.encode()) for text in responses)
+    text_bytes = response_bytes + sum(len(text.encode()) for text in prompts)
+    values = [
+        *_likelihoods("response", score_rows(model, rows, pad_id, token_budget), response_bytes),
+        *_likelihoods("text", score_rows(model, whole, pad_id, token_budget), text_bytes),
+        ("prompt_tokens", float(np.mean([row.supervised_from for row in rows])), "tokens per row"),
+        ("response_tokens", float(np.mean([row.supervised for row in rows])), "tokens per row"),
+        ("text_tokens", float(np.mean([len(row.ids) for row in rows])), "tokens per row"),
+        ("response_words", float(np.mean([len(text.split()) for text in responses])), "words per row"),
+    ]
+    return _properties(values, len(rows), about=None)
+
+
+def similarity(data_centroid: np.ndarray, benchmark_centroid: np.ndarray, origin: np.ndarray) -> float:
+    """Cosine of two centroids of hidden states (width,) seen from `origin`, the centroid of reference texts.
+
+    Hidden states share one large common direction, so that cosines from zero are all near 1; taking the reference away
+    leaves what tells texts apart.
+    """
+    first, second = data_centroid - origin, benchmark_centroid - origin
+    scale = float(np.linalg.norm(first) * np.linalg.norm(second))
+    return float(first @ second) / scale if scale > 0 else math.nan
+
+
+def similarity_table(value: float, benchmark: str, rows: int) -> pa.Table:
+    """A similarity as a table of `schema.DATA_PROPERTIES`."""
+    return _properties([("similarity", value, "cosine")], rows, about=benchmark)
+
+
+def centroid(
+    model: Any, tokenizer: Any, texts: Sequence[str], max_length: int, pad_id: int, token_budget: int
+) -> np.ndarray:
+    """Mean over texts of the mean-pooled hidden state in the middle of the stack: fp64 (width,)."""
+    rows = tokenise_texts(texts, tokenizer, max_length)
+    states = pooled_states_of(model, rows, pad_id, token_budget)
+    middle: np.ndarray = states[:, states.shape[1] // 2].astype(np.float64).mean(axis=0)
+    return middle
+
+
+def example_texts(examples: Sequence[Example], template: str) -> list[str]:
+    """Prompt and response of each example as one text."""
+    prompt, response = template_of(template)
+    return [
+        prompt.replace("{instruction}", example.instruction) + response.replace("{response}", example.response)
+        for example in examples
+    ]
+
+
+def _likelihoods(what: str, scored: Sequence[Scored], size_in_bytes: int) -> list[tuple[str, float, str]]:
+    nats = -sum(entry.log_likelihood for entry in scored)
+    per_token = nats / sum(entry.tokens for entry in scored)
+    return [
+        (f"{what}_nll_per_token", per_token, "nats per token"),
+        (f"{what}_perplexity", math.exp(per_token), "1"),
+        (f"{what}_bits_per_byte", nats / math.log(2) / size_in_bytes, "bits per byte"),
+    ]
+
+
+def _properties(values: Sequence[tuple[str, float, str]], rows: int, about: str | None) -> pa.Table:
+    return pa.Table.from_pylist(
+        [{"property": name, "about": about, "value": value, "unit": unit, "n": rows} for name, value, unit in values],
+        schema=DATA_PROPERTIES,
+    )

@@ -1,0 +1,41 @@
+"""Study and report of a storage. Both work on local folders, so a remote storage is copied there and back."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from raysft.report.page import write_report
+from raysft.store.layout import Storage
+from raysft.study.run import run_study
+
+
+def make_study(storage: Storage) -> None:
+    """Write `study/` from `tables/`."""
+    _with_local_folders(storage, "study", lambda root: run_study(root / "tables", root / "study"))
+
+
+def make_report(storage: Storage, title: str) -> None:
+    """Write `study/` and `report/` from `tables/`."""
+
+    def write(root: Path) -> None:
+        run_study(root / "tables", root / "study")
+        write_report(root / "tables", root / "study", root / "report", title)
+
+    _with_local_folders(storage, "report", write)
+
+
+def _with_local_folders(storage: Storage, last: str, make: Callable[[Path], object]) -> None:
+    """Call `make` with a local root that holds `tables/`; what it makes ends up in the storage."""
+    if storage.is_local:
+        make(storage.local_path())
+        return
+    local = pafs.LocalFileSystem()
+    with tempfile.TemporaryDirectory() as scratch:
+        pafs.copy_files(storage.path("tables"), f"{scratch}/tables", storage.filesystem, local)
+        make(Path(scratch))
+        for folder in dict.fromkeys(("study", last)):
+            pafs.copy_files(f"{scratch}/{folder}", storage.path(folder), local, storage.filesystem)

@@ -1,0 +1,190 @@
+"""The reducer: every committed result of a sweep into one Parquet table per kind of result.
+
+Tables follow the plan: they hold this sweep's subjects in its order, with the names that the YAML gives them now.
+Re-running gives the same bytes, but for costs and failures, which say when and where things happened.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raysft.spec.plan import Plan, Subject, Unit, Work, make_plan
+from raysft.spec.sweep import Sweep
+from raysft.store.layout import Storage, StorageError
+from raysft.store.results import conform, read_failures, read_result
+from raysft.store.schema import IDENTITY, SCORE_COLUMNS, TABLES
+
+_READERS = 8  # threads: reading thousands of small files is waiting, most of all on an object store
+
+# stage -> table that takes its payload as it is
+_TABLE_OF = {
+    "train": "training",
+    "perplexity": "data_properties",
+    "similarity": "data_properties",
+    "weight_change": "weight_change",
+    "intrinsic_dimension": "intrinsic_dimension",
+    "log_likelihood": "log_likelihood",
+}
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """Rows of each table written, and a line for each result that could not be read."""
+
+    rows: dict[str, int]
+    unreadable: tuple[str, ...]
+
+
+def reduce_sweep(sweep: Sweep, storage: Storage) -> Reduced:
+    """Assemble the tables of a sweep into `tables/` of its storage."""
+    plan = make_plan(sweep, storage)
+    works = [work for work in plan.works() if plan.is_done(work)]
+    unreadable: list[str] = list(plan.damaged)
+
+    def read(work: Work) -> pa.Table | None:
+        try:
+            return read_result(storage, work.stage, work.key)
+        except StorageError as error:
+            unreadable.append(str(error))
+            return None
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        results = [(work, table) for work, table in zip(works, pool.map(read, works), strict=True) if table is not None]
+    parts: dict[str, list[pa.Table]] = {name: [] for name in TABLES}
+    for work, table in results:
+        for name, part in _parts(work, table):
+            parts[name].append(_identified(name, work.subject, part))
+    failures = _failures(plan, storage)
+    parts["failures"] = [failures]
+    parts["trials"] = [_trials(plan, dict(_training(results)), failures)]
+    rows = {}
+    for name, schema in TABLES.items():
+        table = pa.concat_tables(parts[name] or [schema.empty_table()])
+        _write(storage, name, table)
+        rows[name] = table.num_rows
+    return Reduced(rows, tuple(sorted(unreadable)))
+
+
+def _parts(work: Work, table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """What one result gives to which table."""
+    if work.stage in _TABLE_OF:
+        yield _TABLE_OF[work.stage], table
+    elif work.stage == "evaluate":
+        yield "scores", table.select([field.name for field in SCORE_COLUMNS])
+        yield "samples", _samples(table)
+    metadata = table.schema.metadata
+    cost = {
+        "stage": work.stage,
+        "key": work.key,
+        "wall_s": float(metadata[b"wall_s"]),
+        "gpu_s": float(metadata[b"gpu_s"]),
+        "host": metadata[b"host"].decode(),
+        "finished_at": metadata[b"finished_at"].decode(),
+    }
+    yield "costs", pa.Table.from_pylist([cost])
+
+
+def _samples(table: pa.Table) -> pa.Table:
+    """One row for each item of each score."""
+    lists = table.column("samples").combine_chunks()
+    structs = lists.flatten()
+    parents = pc.list_parent_indices(lists)
+    owners = table.select(["task", "metric"]).take(parents)
+    columns = {field.name: structs.field(index) for index, field in enumerate(structs.type)}
+    return pa.table({**{name: owners.column(name) for name in ("task", "metric")}, **columns})
+
+
+def _identified(name: str, subject: Subject, part: pa.Table) -> pa.Table:
+    """The rows with the subject's identity columns in front, in the table's schema."""
+    identity = subject.as_row()
+    count = part.num_rows
+    columns = {field.name: pa.repeat(pa.scalar(identity[field.name], field.type), count) for field in IDENTITY}
+    for field in part.schema:
+        columns[field.name] = part.column(field.name)
+    return conform(pa.table(columns), TABLES[name]).replace_schema_metadata(None)
+
+
+def _training(results: Iterable[tuple[Work, pa.Table]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    for work, table in results:
+        if work.stage == "train" and work.subject.trial is not None:
+            yield work.subject.trial, table.to_pylist()
+
+
+def _failures(plan: Plan, storage: Storage) -> pa.Table:
+    """Every recorded failure of the sweep's works, in the plan's order."""
+    recorded = {(stage, key) for stage in storage.names("failures") for key in storage.names("failures", stage)}
+    rows = [
+        {**work.subject.as_row(), **record, "resolved": plan.is_done(work)}
+        for work in plan.works()
+        if (work.stage, work.key) in recorded
+        for record in read_failures(storage, work.stage, work.key)
+    ]
+    names = TABLES["failures"].names
+    return pa.Table.from_pylist([{name: row[name] for name in names} for row in rows], schema=TABLES["failures"])
+
+
+def _trials(plan: Plan, training: dict[str, list[dict[str, Any]]], failures: pa.Table) -> pa.Table:
+    """One row for each base model and each fine-tuning."""
+    open_failures = [row for row in failures.to_pylist() if not row["resolved"]]
+    failed = {(row["stage"], row["key"]) for row in open_failures}
+    diverged = {row["trial"] for row in open_failures if row["error"] == "DivergenceError"}
+    geometry: dict[tuple[str, str | None], list[Work]] = {}
+    for work in plan.geometry:
+        if work.stage == "intrinsic_dimension":
+            geometry.setdefault((work.subject.model, work.subject.trial), []).append(work)
+    rows = []
+    for unit in plan.units:
+        if unit.kind == "pretrain":
+            continue
+        works = [*unit.works, *geometry.get((unit.model, unit.subject.trial), [])]
+        state = _state(works, plan.is_done, failed)
+        rows.append({**_trial_row(plan.sweep, unit, training), "state": state, "diverged": unit.key in diverged})
+    return pa.Table.from_pylist(rows, schema=TABLES["trials"])
+
+
+def _state(works: list[Work], is_done: Callable[[Work], bool], failed: set[tuple[str, str]]) -> str:
+    missing = [work for work in works if not is_done(work)]
+    if not missing:
+        return "done"
+    keys = {(work.stage, work.key) for work in missing} | {("embed", work.source) for work in missing if work.source}
+    return "failed" if keys & failed else "missing"
+
+
+def _trial_row(sweep: Sweep, unit: Unit, training: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    trial = unit.trial
+    if trial is None:
+        return {**unit.subject.as_row(), "epoch": 0, "kind": "base", "blocks": ""}
+    row = {
+        **unit.subject.as_row(),
+        "epoch": trial.epochs,
+        "kind": "fine-tuning",
+        "blocks": "+".join(trial.blocks),
+        "method_kind": sweep.method(trial.method).kind,
+        "batch_size": trial.optimisation.batch_size,
+    }
+    epochs = training.get(trial.key)
+    if epochs:
+        row |= {
+            "rows": epochs[-1]["rows"],
+            "steps": epochs[-1]["step"],
+            "supervised_tokens": sum(epoch["supervised_tokens"] for epoch in epochs),
+            "final_loss": epochs[-1]["loss"],
+            "oom_retries": sum(epoch["oom_retries"] for epoch in epochs),
+        }
+    return row
+
+
+def _write(storage: Storage, name: str, table: pa.Table) -> None:
+    buffer = io.BytesIO()
+    metadata = {"table": name, "identity": json.dumps(IDENTITY.names)}
+    pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd")
+    storage.write_bytes(buffer.getvalue(), "tables", f"{name}.parquet")

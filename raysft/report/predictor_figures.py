@@ -1,0 +1,143 @@
+"""Figures of what goes with gain before training: perplexity, length, similarity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+from matplotlib.axes import Axes
+
+from raysft.report.findings import Findings
+from raysft.report.plot import (
+    GAIN,
+    NEUTRAL,
+    Absent,
+    Plot,
+    dataset_colours,
+    key_line,
+    legend,
+    markers,
+    panels,
+    plain_log_ticks,
+    short,
+)
+from raysft.study.cells import Slice, gain_cells, slices
+from raysft.study.correlate import dataset_properties, task_similarities
+
+# What a family of properties is called, and its members in the order in which they are preferred.
+FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "perplexity": (
+        "Perplexity",
+        ("response_perplexity", "response_bits_per_byte", "text_perplexity", "text_bits_per_byte"),
+    ),
+    "length": ("Length", ("response_tokens", "prompt_tokens", "text_tokens")),
+}
+_MOST_SHOWN = 2
+
+
+def gain_against(findings: Findings, family: str) -> Plot | Absent:
+    """Properties of one family against mean gain: a point for each model and dataset, a row for each variant."""
+    heading, members = FAMILIES[family]
+    name, title = f"gain_against_{family}", f"{heading} and gain"
+    measured = dataset_properties(findings.sweep["data_properties"])
+    shown = [member for member in members if member in measured][:_MOST_SHOWN]
+    parts = _main_parts(findings)
+    if not shown or not parts:
+        return Absent(name, title, f"no {family} of the data was measured" if parts else "no checkpoint was measured")
+    figure, axes = panels(len(parts), len(shown), 4.2, 2.9, sharey="row", sharex="col")
+    colour, marker = dataset_colours(findings.names("dataset")), markers(findings.names("model"))
+    points: list[dict[str, Any]] = []
+    for row, part in zip(axes, parts, strict=True):
+        for panel, member in zip(row, shown, strict=True):
+            found = _points(part, member, measured[member])
+            points += found
+            for point in found:
+                look = {"color": colour[point["dataset"]], "marker": marker[point["model"]], "s": 34}
+                panel.scatter(point["value"], point["gain"], edgecolor="white", linewidth=0.5, **look)
+            _dress(panel, short(part.variant), member, f"gain, {part.scope} tasks")
+    legend(
+        figure,
+        dataset=[key_line(dataset, color=tone, marker="o") for dataset, tone in colour.items()],
+        model=[key_line(model, marker=sign) for model, sign in marker.items()],
+    )
+    numbers = tuple(_numbers(findings, member, part.variant, part.scope) for member in shown for part in parts)
+    caption = "One point for each base model and dataset, as the base model sees the data."
+    return Plot(name, title, caption, figure, _table(points), numbers)
+
+
+def gain_against_similarity(findings: Findings) -> Plot | Absent:
+    """Similarity of dataset and task against gain: a point for each model, dataset and task."""
+    name, title = "gain_against_similarity", "Similarity and gain"
+    similarity = task_similarities(findings.sweep["data_properties"])
+    cells = [
+        cell for cell in gain_cells(findings.study["gains"]) if (cell.model, cell.dataset, cell.task) in similarity
+    ]
+    if not cells:
+        return Absent(name, title, "no similarity of a trained dataset and a measured task is known")
+    variants = sorted({cell.variant for cell in cells})
+    figure, axes = panels(1, len(variants), 4.2, 3.2, sharey=True, sharex=True)
+    points = [
+        {**vars(cell), "property": "similarity", "value": similarity[cell.model, cell.dataset, cell.task]}
+        for cell in cells
+    ]
+    look = {"matching tasks": (True, GAIN), "other tasks": (False, NEUTRAL)}
+    for panel, variant in zip(axes[0], variants, strict=True):
+        for matching, colour in look.values():
+            ours = [point for point in points if point["variant"] == variant and point["matching"] == matching]
+            x, y = [point["value"] for point in ours], [point["gain"] for point in ours]
+            panel.scatter(x, y, color=colour, s=22, alpha=0.8, edgecolor="white", linewidth=0.4)
+        _dress(panel, short(variant), "similarity", "gain")
+    axes[0, 0].set_ylabel("gain over the base model")
+    legend(figure, cells=[key_line(label, color=colour, marker="o") for label, (_, colour) in look.items()])
+    numbers = tuple(_numbers(findings, "similarity", variant, "cells") for variant in variants)
+    caption = "Cosine similarity of the texts of dataset and task in the base model's layers."
+    return Plot(name, title, caption, figure, _table(points), numbers)
+
+
+def _main_parts(findings: Findings) -> list[Slice]:
+    """For each variant the matching tasks, or all tasks where no name matches."""
+    chosen: dict[str, Slice] = {}
+    for part in slices(gain_cells(findings.study["gains"])):
+        if part.scope == "matching" or (part.scope == "all" and part.variant not in chosen):
+            chosen[part.variant] = part
+    return [chosen[variant] for variant in sorted(chosen)]
+
+
+def _points(part: Slice, member: str, values: dict[tuple[str, str], float]) -> list[dict[str, Any]]:
+    place = {"variant": part.variant, "scope": part.scope, "property": member}
+    return [
+        {**place, "model": pair[0], "dataset": pair[1], "value": values[pair], "gain": gain}
+        for pair, gain in part.gains().items()
+        if pair in values
+    ]
+
+
+def _table(points: Sequence[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(list(points))
+
+
+def _dress(axes: Axes, title: str, property_name: str, gain: str) -> None:
+    axes.axhline(0, color=NEUTRAL, linewidth=1)
+    axes.set(title=title, xlabel=property_name.replace("_", " "), ylabel=gain)
+    if property_name.endswith("perplexity"):
+        axes.set_xscale("log")
+        plain_log_ticks(axes.xaxis)
+    axes.label_outer()
+
+
+def _numbers(findings: Findings, predictor: str, variant: str, scope: str) -> str:
+    """One line: the plain coefficient and the one with fixed effects, or why there is none."""
+    table = findings.study["correlations"]
+    wanted = {"predictor": predictor, "variant": variant, "scope": scope}
+    rows = [row for row in table.to_pylist() if all(row[key] == value for key, value in wanted.items())]
+    head = f"{predictor.replace('_', ' ').capitalize()}, {variant}:"
+    if not rows:
+        return f"{head} no coefficient."
+    row = rows[0]
+    if row["pearson"] is None:
+        return f"{head} undefined ({row['reason']})."
+    plain = f"{head} plain r = {row['pearson']:+.2f} (Spearman {row['spearman']:+.2f}, n = {row['n']})"
+    if row["within"] is None:
+        return f"{plain}; with fixed effects undefined ({row['reason']})."
+    return f"{plain}; with fixed effects r = {row['within']:+.2f} (p = {row['within_p']:.2g}, {row['within_df']} df)."

@@ -1,0 +1,229 @@
+"""From the blocks of a sweep to its trials: full factorials, merged where they mean the same fine-tuning."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from raysft.spec.keys import Identity, dataset_identity, key_of, model_identity, text_digest
+from raysft.spec.sweep import Block, DatasetSpec, MethodSpec, ModelSpec, Override, Schedule, SpecError, Sweep
+
+# Placeholders are the columns of an example; the response is supervised, the prompt is not.
+TEMPLATES = {
+    "paper": ("###Question: {instruction}\n###Answer:", " {response}"),
+    "alpaca": (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\n{instruction}\n\n### Response:\n",
+        "{response}",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """Everything about the optimiser that changes the numbers, but for the number of epochs."""
+
+    learning_rate: float
+    batch_size: int
+    weight_decay: float
+    warmup_steps: int
+    max_length: int
+    max_grad_norm: float
+    schedule: Schedule
+    dtype: str
+    template: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One fine-tuning. `key` names its trajectory; `measured` are the epochs whose checkpoints the sweep asks for."""
+
+    key: str
+    identity: Identity
+    model: str
+    dataset: str
+    method: str
+    size: int | None
+    optimisation: Optimisation
+    epochs: int
+    seed: int
+    measured: tuple[int, ...]
+    blocks: tuple[str, ...]
+
+    @property
+    def train_identity(self) -> Identity:
+        """Identity of the trial's training run: under a constant rate the trajectory does not say where it ends."""
+        return {**self.identity, "epochs": self.epochs}
+
+
+@dataclass(frozen=True)
+class BlockCount:
+    """How a block came to its trials and checkpoints."""
+
+    name: str
+    factors: str
+    trials: int
+    checkpoints: int
+    new_checkpoints: int
+
+
+def expand(sweep: Sweep) -> tuple[list[Trial], list[BlockCount]]:
+    """All trials of the sweep, each once, trials of one base model next to each other; and the count of each block.
+
+    Trials that differ only in their number of epochs under a constant learning rate are one trial.
+    """
+    trials: dict[str, Trial] = {}
+    counts = []
+    identities = _Identities(sweep)
+    for block in sweep.grid:
+        seen = {(trial.key, epoch) for trial in trials.values() for epoch in trial.measured}
+        own: dict[str, Trial] = {}
+        for trial in _block_trials(sweep, block, identities):
+            own[trial.key] = _merged(own.get(trial.key), trial)
+            trials[trial.key] = _merged(trials.get(trial.key), trial)
+        checkpoints = {(trial.key, epoch) for trial in own.values() for epoch in trial.measured}
+        factors = _factors(sweep, block)
+        counts.append(BlockCount(block.name, factors, len(own), len(checkpoints), len(checkpoints - seen)))
+    order = {model.name: index for index, model in enumerate(sweep.models)}
+    return sorted(trials.values(), key=lambda trial: order[trial.model]), counts
+
+
+def _merged(first: Trial | None, second: Trial) -> Trial:
+    if first is None:
+        return second
+    measured = tuple(sorted({*first.measured, *second.measured}))
+    blocks = (*first.blocks, *(name for name in second.blocks if name not in first.blocks))
+    return replace(first, epochs=max(first.epochs, second.epochs), measured=measured, blocks=blocks)
+
+
+class _Identities:
+    """Identities of models and datasets, computed once each: they read files."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.models = {model.name: model_identity(model) for model in sweep.models}
+        self.datasets = {dataset.name: dataset_identity(sweep, dataset) for dataset in sweep.datasets}
+
+
+def _block_trials(sweep: Sweep, block: Block, identities: _Identities) -> list[Trial]:
+    axes = itertools.product(
+        block.models or [model.name for model in sweep.models],
+        block.datasets or [dataset.name for dataset in sweep.datasets],
+        block.methods or [method.name for method in sweep.methods],
+        block.sizes,
+        block.learning_rates or (None,),
+        block.schedules,
+        block.epochs,
+        block.seeds,
+    )
+    trials = []
+    for model_name, dataset_name, method_name, size, learning_rate, schedule, epochs, seed in axes:
+        model, dataset, method = sweep.model(model_name), sweep.dataset(dataset_name), sweep.method(method_name)
+        _check_size(sweep, block, dataset, size)
+        optimisation = _optimisation(sweep, model, dataset, method, learning_rate, schedule)
+        rows = None if size == "all" else size
+        identity: Identity = {
+            "model": identities.models[model_name],
+            "dataset": identities.datasets[dataset_name],
+            "method": _method_identity(method),
+            "size": rows,
+            "optimisation": {
+                **asdict(optimisation),
+                "template": text_digest("\0".join(template_of(optimisation.template))),
+            },
+            "seed": seed,
+        }
+        if schedule != "constant":
+            identity["epochs"] = epochs
+        trials.append(
+            Trial(
+                key=key_of("train", identity),
+                identity=identity,
+                model=model_name,
+                dataset=dataset_name,
+                method=method_name,
+                size=rows,
+                optimisation=optimisation,
+                epochs=epochs,
+                seed=seed,
+                measured=_measured(block, epochs),
+                blocks=(block.name,),
+            )
+        )
+    return trials
+
+
+def template_of(name: str) -> tuple[str, str]:
+    """(prompt, response) of a template: a known name, or a text with {instruction} and {response}."""
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    prompt, found, response = name.partition("{response}")
+    if "{instruction}" not in prompt or not found:
+        valid = f"{', '.join(TEMPLATES)}, or a text with {{instruction}} and then {{response}}"
+        raise SpecError(f"training.template: found {name!r}; valid: {valid}")
+    # White space before the response belongs to it, as in lm-eval, so that the boundary falls where tokens begin.
+    stripped = prompt.rstrip(" ")
+    return stripped, prompt[len(stripped) :] + "{response}" + response
+
+
+def _measured(block: Block, epochs: int) -> tuple[int, ...]:
+    if block.measure == "last":
+        return (epochs,)
+    if block.measure == "every":
+        return tuple(range(1, epochs + 1))
+    return tuple(sorted(set(block.measure)))
+
+
+def _optimisation(
+    sweep: Sweep,
+    model: ModelSpec,
+    dataset: DatasetSpec,
+    method: MethodSpec,
+    learning_rate: float | None,
+    schedule: Schedule,
+) -> Optimisation:
+    values: dict[str, Any] = sweep.training.model_dump(exclude={"token_budget"})
+    grid = Override(learning_rate=learning_rate)
+    for override in (model.override, dataset.override, method.override, grid):  # the later wins
+        values.update(override.model_dump(exclude_none=True))
+    return Optimisation(schedule=schedule, **values)
+
+
+def _method_identity(method: MethodSpec) -> Identity:
+    fields = {"kind", "depth"} if method.kind == "full" else {"kind", "depth", "rank", "alpha", "dropout", "targets"}
+    return method.model_dump(mode="json", include=fields)
+
+
+def _check_size(sweep: Sweep, block: Block, dataset: DatasetSpec, size: int | str) -> None:
+    """Refuse a size above a row count that is known without opening the data."""
+    if dataset.mixture is not None:
+        for name in dataset.mixture.members:
+            _check_size(sweep, block, sweep.dataset(name), size)
+        return
+    known = dataset.generated.rows if dataset.generated is not None else dataset.rows
+    if isinstance(size, int) and known is not None and size > known:
+        raise SpecError(f"grid.{block.name}.sizes: {size} rows asked of dataset {dataset.name}, which has {known}")
+
+
+def _factors(sweep: Sweep, block: Block) -> str:
+    """The block as a product: `12 models x 10 datasets x 2 methods x cosine x 10 epochs, last`."""
+
+    def counted(values: tuple[Any, ...] | None, every: tuple[Any, ...], noun: str) -> str:
+        count = len(values or every)
+        return f"{count} {noun}" + ("" if count == 1 else "s")
+
+    sizes = "/".join(str(size) for size in block.sizes)
+    epochs = "/".join(str(epochs) for epochs in block.epochs)
+    measured = block.measure if isinstance(block.measure, str) else "epochs " + ",".join(map(str, block.measure))
+    parts = [
+        counted(block.models, sweep.models, "model"),
+        counted(block.datasets, sweep.datasets, "dataset"),
+        counted(block.methods, sweep.methods, "method"),
+        f"size {sizes}",
+        "/".join(block.schedules),
+        counted(block.seeds, (), "seed"),
+        f"{epochs} epochs, checkpoints measured: {measured}",
+    ]
+    if block.learning_rates:
+        parts.insert(4, f"{len(block.learning_rates)} learning rates")
+    return " x ".join(parts)

@@ -1,0 +1,260 @@
+"""The plan: every result a sweep asks for, minus what the storage holds.
+
+A `Work` is one result to commit. Works that need the same model in memory are one `Unit`, which is one Ray Tune trial:
+`pretrain` makes a tiny base model, `base` measures a base model, `fine_tune` trains and measures. Works on hidden
+states are not in units: Ray Data streams them (`Plan.geometry`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from raysft.spec.benchmarks import task_identity
+from raysft.spec.grid import BlockCount, Trial, expand, template_of
+from raysft.spec.keys import Identity, dataset_identity, key_of, model_identity, text_digest
+from raysft.spec.sweep import ModelSpec, Sweep
+from raysft.store.layout import Storage
+from raysft.store.results import scan_results
+from raysft.store.schema import RESULTS
+
+UnitKind = Literal["pretrain", "base", "fine_tune"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Identity columns of a result (see `raysft.store.schema.IDENTITY`); null where they do not apply."""
+
+    model: str
+    trial: str | None = None
+    dataset: str | None = None
+    method: str | None = None
+    size: int | None = None
+    learning_rate: float | None = None
+    schedule: str | None = None
+    epochs: int | None = None
+    seed: int | None = None
+    epoch: int | None = None
+
+    def as_row(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        parts = [self.model, self.dataset, self.method]
+        text = " x ".join(part for part in parts if part)
+        if self.trial is not None:
+            text += f" (size {self.size or 'all'}, {self.schedule}, {self.epochs} epochs, seed {self.seed})"
+        return text
+
+
+@dataclass(frozen=True)
+class Work:
+    """One result to commit. `about` is the task, for stages that are done per benchmark task, or the dataset whose
+    texts are embedded; `source` is the key of the embeddings that an intrinsic dimension is estimated from."""
+
+    stage: str
+    key: str
+    subject: Subject
+    about: str | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Works done in one go by one process, with the model loaded once."""
+
+    key: str
+    kind: UnitKind
+    model: str
+    works: tuple[Work, ...]
+    trial: Trial | None = None
+
+    @property
+    def subject(self) -> Subject:
+        return trial_subject(self.trial) if self.trial is not None else Subject(self.model)
+
+    def __str__(self) -> str:
+        return {"pretrain": "pretrain ", "base": "measure ", "fine_tune": ""}[self.kind] + str(self.subject)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All units of a sweep in the order they should run, and which of their works are committed already."""
+
+    sweep: Sweep
+    trials: tuple[Trial, ...]
+    blocks: tuple[BlockCount, ...]
+    units: tuple[Unit, ...]
+    geometry: tuple[Work, ...]
+    committed: frozenset[tuple[str, str]] = frozenset()
+    damaged: tuple[str, ...] = ()
+    model_keys: dict[str, str] = field(default_factory=dict)
+
+    def is_done(self, work: Work) -> bool:
+        return (work.stage, work.key) in self.committed
+
+    def missing_works(self, unit: Unit) -> list[Work]:
+        return [work for work in unit.works if not self.is_done(work)]
+
+    def missing_units(self) -> list[Unit]:
+        """Units with work to do, in order; a base model that is only needed by finished work is not pretrained."""
+        needed = {unit.model for unit in self.units if unit.kind != "pretrain" and self.missing_works(unit)}
+        needed |= {work.subject.model for work in self.missing_geometry()}
+        return [
+            unit
+            for unit in self.units
+            if self.missing_works(unit) and (unit.kind != "pretrain" or unit.model in needed)
+        ]
+
+    def missing_geometry(self) -> list[Work]:
+        """Intrinsic dimensions to estimate; embeddings are only a step on the way, and are not kept by default."""
+        return [work for work in self.geometry if work.stage == "intrinsic_dimension" and not self.is_done(work)]
+
+    def works(self) -> Iterator[Work]:
+        for unit in self.units:
+            yield from unit.works
+        yield from self.geometry
+
+    def count_by_stage(self) -> dict[str, tuple[int, int]]:
+        """Stage -> (done, planned)."""
+        planned = Counter(work.stage for work in self.works())
+        done = Counter(work.stage for work in self.works() if self.is_done(work))
+        return {stage: (done[stage], planned[stage]) for stage in RESULTS if planned[stage]}
+
+
+def make_plan(sweep: Sweep, storage: Storage | None = None) -> Plan:
+    """Plan a sweep; what `storage` holds is marked as committed. Reads local files and the storage, no network."""
+    trials, blocks = expand(sweep)
+    models = [model for model in sweep.models if any(trial.model == model.name for trial in trials)]
+    units = [unit for model in models if (unit := _pretrain_unit(model)) is not None]
+    for model in models:
+        own = [trial for trial in trials if trial.model == model.name]
+        units.append(_base_unit(sweep, model, own))
+        units.extend(_fine_tune_unit(sweep, trial) for trial in own)
+    committed: set[tuple[str, str]] = set()
+    damaged: list[str] = []
+    for stage in RESULTS if storage is not None else ():
+        assert storage is not None
+        scan = scan_results(storage, stage)
+        committed.update((stage, key) for key in scan.committed)
+        damaged.extend(scan.damaged)
+    keys = {model.name: model_key(model) for model in models}
+    geometry = tuple(_geometry(sweep, models, trials))
+    return Plan(sweep, tuple(trials), tuple(blocks), tuple(units), geometry, frozenset(committed), tuple(damaged), keys)
+
+
+def model_key(model: ModelSpec) -> str:
+    """Key of a base model, under which a pretrained one is stored."""
+    return key_of("pretrain", model_identity(model))
+
+
+def trial_subject(trial: Trial, epoch: int | None = None) -> Subject:
+    """Identity columns of a trial, or of its checkpoint at the end of `epoch`."""
+    return Subject(
+        model=trial.model,
+        trial=trial.key,
+        dataset=trial.dataset,
+        method=trial.method,
+        size=trial.size,
+        learning_rate=trial.optimisation.learning_rate,
+        schedule=trial.optimisation.schedule,
+        epochs=trial.epochs,
+        seed=trial.seed,
+        epoch=epoch,
+    )
+
+
+def likelihood_identity(sweep: Sweep) -> Identity:
+    """What the fixed text set of the log-likelihood probe is."""
+    probe = sweep.probes.log_likelihood
+    assert probe is not None
+    texts = probe.texts if isinstance(probe.texts, str) else text_digest(probe.texts.read_text(encoding="utf-8"))
+    return {"texts": texts, "max_length": probe.max_length}
+
+
+def text_count(sweep: Sweep, size: int | None) -> int:
+    """Training texts whose geometry is measured, at most: the probe's number, or all that the trial saw."""
+    probe = sweep.probes.intrinsic_dimension
+    assert probe is not None
+    return probe.texts if size is None else min(probe.texts, size)
+
+
+def _pretrain_unit(model: ModelSpec) -> Unit | None:
+    if model.micro is None:
+        return None
+    key = model_key(model)
+    return Unit(key, "pretrain", model.name, (Work("pretrain", key, Subject(model.name)),))
+
+
+def _base_unit(sweep: Sweep, model: ModelSpec, trials: list[Trial]) -> Unit:
+    identity = model_identity(model)
+    base = Subject(model.name, epoch=0)
+    works = list(_checkpoint_works(sweep, {"model": identity, "template": _template(sweep)}, base))
+    probe = sweep.probes.perplexity
+    for name in dict.fromkeys(trial.dataset for trial in trials) if probe is not None else ():
+        assert probe is not None
+        subject = Subject(model.name, dataset=name)
+        data = dataset_identity(sweep, sweep.dataset(name))
+        options = {"model": identity, "dataset": data, "rows": probe.rows, "template": _template(sweep)}
+        options["max_length"] = sweep.training.max_length
+        works.append(Work("perplexity", key_of("perplexity", options), subject))
+        for task in sweep.evaluation.tasks:
+            key = key_of("similarity", {**options, "benchmark": task_identity(sweep, task)})
+            works.append(Work("similarity", key, subject, about=task))
+    return Unit(key_of("evaluate", {"unit": identity}), "base", model.name, tuple(works))
+
+
+def _fine_tune_unit(sweep: Sweep, trial: Trial) -> Unit:
+    works = [Work("train", key_of("train", trial.train_identity), trial_subject(trial))]
+    for epoch in trial.measured:
+        identity = {"trial": trial.identity, "epoch": epoch}
+        subject = trial_subject(trial, epoch)
+        works.extend(_checkpoint_works(sweep, identity, subject))
+        if sweep.probes.weight_change is not None:
+            works.append(Work("weight_change", key_of("weight_change", identity), subject))
+    return Unit(trial.key, "fine_tune", trial.model, tuple(works), trial)
+
+
+def _checkpoint_works(sweep: Sweep, identity: Identity, subject: Subject) -> Iterable[Work]:
+    """What is measured of a checkpoint with its model in memory; the likelihood vector of base and last epoch only."""
+    for task in sweep.evaluation.tasks:
+        key = key_of("evaluate", {"checkpoint": identity, "benchmark": task_identity(sweep, task)})
+        yield Work("evaluate", key, subject, about=task)
+    if sweep.probes.log_likelihood is not None and subject.epoch in (0, subject.epochs):
+        key = key_of("log_likelihood", {"checkpoint": identity, **likelihood_identity(sweep)})
+        yield Work("log_likelihood", key, subject)
+
+
+def _geometry(sweep: Sweep, models: list[ModelSpec], trials: list[Trial]) -> Iterable[Work]:
+    """Intrinsic dimension of each trial's training texts, in its base and at its last epoch."""
+    probe = sweep.probes.intrinsic_dimension
+    if probe is None:
+        return
+    order = {model.name: index for index, model in enumerate(models)}
+    seen = set()
+    for trial in sorted(trials, key=lambda trial: order[trial.model]):
+        texts = {
+            "dataset": trial.identity["dataset"],
+            "texts": text_count(sweep, trial.size),
+            "template": trial.identity["optimisation"]["template"],
+            "max_length": trial.optimisation.max_length,
+        }
+        base = Subject(trial.model, dataset=trial.dataset, size=trial.size, epoch=0)
+        last = trial_subject(trial, trial.epochs)
+        for subject, identity in (
+            (base, {"model": trial.identity["model"]}),
+            (last, {"trial": trial.identity, "epoch": trial.epochs}),
+        ):
+            embedded = {"checkpoint": identity, **texts}
+            source = key_of("embed", embedded)
+            if source not in seen:
+                seen.add(source)
+                key = key_of("intrinsic_dimension", {**embedded, "neighbours": probe.neighbours})
+                yield Work("embed", source, subject, about=trial.dataset)
+                yield Work("intrinsic_dimension", key, subject, about=trial.dataset, source=source)
+
+
+def _template(sweep: Sweep) -> str:
+    return text_digest("\0".join(template_of(sweep.training.template)))

@@ -1,0 +1,422 @@
+"""The typed YAML of a sweep. `load_sweep` reads one; every mistake in it is a `SpecError` of one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from raysft.spec.recipe import Frozen, MicroRecipe
+
+Schedule = Literal["cosine", "constant"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class SpecError(ValueError):
+    """A mistake in a sweep: where it is, what was found and what is valid."""
+
+
+class Override(Frozen):
+    """Optimisation settings that one model, dataset or method has of its own."""
+
+    learning_rate: float | None = Field(None, gt=0)
+    batch_size: int | None = Field(None, ge=1)
+    weight_decay: float | None = Field(None, ge=0)
+    warmup_steps: int | None = Field(None, ge=0)
+    max_length: int | None = Field(None, ge=8)
+    max_grad_norm: float | None = Field(None, gt=0)
+
+
+class ModelSpec(Frozen):
+    """A base model: a local folder, a hub name with its revision, or a recipe that the project pretrains itself."""
+
+    name: Name
+    path: Path | None = None
+    hub: str | None = None
+    revision: str = "main"
+    micro: MicroRecipe | None = None
+    trust_remote_code: bool = False
+    override: Override = Override()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSpec:
+        _exactly_one(self, "path", "hub", "micro")
+        return self
+
+
+class Columns(Frozen):
+    """Which columns of a file hold what; where `instruction` is not given, well-known layouts are recognised."""
+
+    instruction: str | None = None
+    input: str | None = None
+    response: str | None = None
+
+
+class SkillRows(Frozen):
+    """Rows of a generated skill (see raysft/corpus/skills.py)."""
+
+    skill: str
+    rows: int = Field(256, ge=1)
+    seed: int = 0
+
+
+class Mixture(Frozen):
+    """Other datasets of the sweep, `size` rows of each; `without` leaves one of them out."""
+
+    of: tuple[Name, ...] = Field(min_length=1)
+    without: Name | None = None
+
+    @model_validator(mode="after")
+    def _something_left(self) -> Mixture:
+        if self.without is not None and self.without not in self.of:
+            raise ValueError(f"without: {self.without!r} is not one of: {', '.join(self.of)}")
+        if not self.members:
+            raise ValueError("without leaves nothing")
+        return self
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        return tuple(name for name in self.of if name != self.without)
+
+
+class DatasetSpec(Frozen):
+    """An instruction dataset: a local file, a hub name with its revision, generated rows, or a mixture."""
+
+    name: Name
+    path: Path | None = None
+    hub: str | None = None
+    revision: str = "main"
+    subset: str | None = None
+    split: str = "train"
+    generated: SkillRows | None = None
+    mixture: Mixture | None = None
+    columns: Columns = Columns()
+    where: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="keep rows whose column is one of these"
+    )
+    rows: int | None = Field(None, ge=1, description="published number of rows, for planning without the network")
+    override: Override = Override()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DatasetSpec:
+        _exactly_one(self, "path", "hub", "generated", "mixture")
+        return self
+
+
+class MethodSpec(Frozen):
+    """How the weights are trained: all of them, or LoRA; either can be restricted to a range of depths.
+
+    `depth: [0.4, 0.8]` trains only the layers whose layer / (layers - 1) lies in that closed range.
+    """
+
+    name: Name
+    kind: Literal["full", "lora"]
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    depth: tuple[float, float] | None = None
+    override: Override = Override()
+
+    @field_validator("depth")
+    @classmethod
+    def _ordered(cls, depth: tuple[float, float] | None) -> tuple[float, float] | None:
+        if depth is not None and not 0 <= depth[0] <= depth[1] <= 1:
+            raise ValueError(f"must be [low, high] with 0 <= low <= high <= 1, found {list(depth)}")
+        return depth
+
+    @model_validator(mode="after")
+    def _lora_only(self) -> MethodSpec:
+        defaults = type(self).model_fields
+        given = [
+            name for name in ("rank", "alpha", "dropout", "targets") if getattr(self, name) != defaults[name].default
+        ]
+        if self.kind == "full" and given:
+            raise ValueError(f"{', '.join(given)} belong to kind: lora, found with kind: full")
+        return self
+
+
+class Training(Frozen):
+    """Optimisation defaults; the overrides of model, dataset and method go before them, in this order of strength."""
+
+    learning_rate: float = Field(1e-5, gt=0)
+    batch_size: int = Field(32, ge=1, description="examples of a global batch")
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(
+        0, ge=0, description="steps of linear warm-up; in steps, so that longer runs contain shorter ones"
+    )
+    max_length: int = Field(1024, ge=8, description="tokens; longer rows are cut at the end")
+    max_grad_norm: float = Field(1.0, gt=0)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    template: str = "paper"
+    token_budget: int = Field(4096, ge=8, description="tokens of a micro-batch, padding counted; not part of any key")
+
+
+class Block(Frozen):
+    """A full factorial of its axes; a sweep's grid is the union of its blocks. An axis left out takes every name."""
+
+    name: Name = "grid"
+    models: tuple[Name, ...] | None = Field(None, min_length=1)
+    datasets: tuple[Name, ...] | None = Field(None, min_length=1)
+    methods: tuple[Name, ...] | None = Field(None, min_length=1)
+    sizes: tuple[Annotated[int, Field(ge=1)] | Literal["all"], ...] = Field(("all",), min_length=1)
+    schedules: tuple[Schedule, ...] = Field(("cosine",), min_length=1)
+    epochs: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(None, min_length=1)
+    measure: Literal["last", "every"] | tuple[Annotated[int, Field(ge=1)], ...] = "last"
+
+    @field_validator("models", "datasets", "methods", "sizes", "schedules", "epochs", "seeds", "learning_rates")
+    @classmethod
+    def _distinct(cls, axis: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        twice = sorted({str(value) for value in axis or () if list(axis or ()).count(value) > 1})
+        if twice:
+            raise ValueError(f"an axis holds each value once, found twice: {', '.join(twice)}")
+        return axis
+
+    @model_validator(mode="after")
+    def _measured_epochs_exist(self) -> Block:
+        if isinstance(self.measure, tuple):
+            late = [epoch for epoch in self.measure if epoch > min(self.epochs)]
+            if late:
+                raise ValueError(f"measure: epoch {late[0]} is never reached by epochs: {list(self.epochs)}")
+        return self
+
+
+class Evaluation(Frozen):
+    """lm-evaluation-harness tasks, by name; `include` lists folders with task YAML of the user's own."""
+
+    tasks: tuple[str, ...] = ()
+    include: tuple[Path, ...] = ()
+    limit: int | None = Field(None, ge=1, description="items of each task; all when left out")
+    batch_size: int = Field(64, ge=1, description="requests of a batch; not part of any key")
+
+    @field_validator("tasks")
+    @classmethod
+    def _distinct(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        twice = sorted({task for task in tasks if tasks.count(task) > 1})
+        if twice:
+            raise ValueError(f"each task once, found twice: {', '.join(twice)}")
+        return tasks
+
+
+class PerplexityProbe(Frozen):
+    """Perplexity, lengths and benchmark similarity of each dataset under each base model."""
+
+    rows: int = Field(512, ge=1, description="rows of each dataset, and texts of each benchmark, that are measured")
+
+
+class WeightChangeProbe(Frozen):
+    """Relative Frobenius norm of the change of every tensor."""
+
+
+class IntrinsicDimensionProbe(Frozen):
+    """TwoNN, MLE and Gride of the training texts' hidden states, before and after."""
+
+    texts: int = Field(1000, ge=20)
+    neighbours: int = Field(20, ge=2, description="k of the MLE, and the largest order of Gride")
+    batch_size: int = Field(32, ge=1, description="texts of a batch; not part of any key")
+    keep_embeddings: bool = Field(False, description="keep the hidden states after the estimates; not part of any key")
+
+    @model_validator(mode="after")
+    def _enough_texts(self) -> IntrinsicDimensionProbe:
+        if self.neighbours >= self.texts:
+            raise ValueError(f"neighbours must be below texts, found {self.neighbours} and {self.texts}")
+        return self
+
+
+class LogLikelihoodProbe(Frozen):
+    """Log-likelihood vector over a fixed text set: `shipped`, `skills` (generated statements), or one text a line."""
+
+    texts: Literal["shipped", "skills"] | Path = "shipped"
+    max_length: int = Field(1024, ge=8, description="tokens; longer texts are cut at the end")
+
+
+class Probes(Frozen):
+    """What is measured besides benchmarks; `null` turns a probe off."""
+
+    perplexity: PerplexityProbe | None = PerplexityProbe()
+    weight_change: WeightChangeProbe | None = WeightChangeProbe()
+    intrinsic_dimension: IntrinsicDimensionProbe | None = IntrinsicDimensionProbe()
+    log_likelihood: LogLikelihoodProbe | None = LogLikelihoodProbe()
+
+
+class Resources(Frozen):
+    """What one trial holds. Never part of a key."""
+
+    workers: int = Field(1, ge=1, description="data-parallel processes of a trial")
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    max_retries: int = Field(2, ge=0, description="restarts of a trial whose process died")
+
+
+class Checkpoints(Frozen):
+    """Which weights stay in the storage once everything about them is measured."""
+
+    keep: Literal["measured", "last", "none"] = "measured"
+
+
+class Sweep(Frozen):
+    """A whole experiment."""
+
+    name: Name
+    storage: str
+    models: tuple[ModelSpec, ...] = Field(min_length=1)
+    datasets: tuple[DatasetSpec, ...] = Field(min_length=1)
+    methods: tuple[MethodSpec, ...] = Field(min_length=1)
+    training: Training = Training()
+    grid: tuple[Block, ...] = Field(min_length=1)
+    evaluation: Evaluation = Evaluation()
+    probes: Probes = Probes()
+    resources: Resources = Resources()
+    checkpoints: Checkpoints = Checkpoints()
+
+    @field_validator("models", "datasets", "methods", "grid")
+    @classmethod
+    def _unique_names(cls, entries: tuple[Any, ...]) -> tuple[Any, ...]:
+        names = [entry.name for entry in entries]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"names must differ, found twice: {', '.join(twice)}")
+        return entries
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Sweep:
+        for block in self.grid:
+            for axis in ("models", "datasets", "methods"):
+                _check_names(f"grid.{block.name}.{axis}", getattr(block, axis) or (), getattr(self, axis))
+        plain = tuple(dataset for dataset in self.datasets if dataset.mixture is None)
+        for dataset in self.datasets:
+            if dataset.mixture is not None:
+                _check_names(f"datasets.{dataset.name}.mixture.of", dataset.mixture.of, plain)
+        return self
+
+    def dataset(self, name: str) -> DatasetSpec:
+        return next(dataset for dataset in self.datasets if dataset.name == name)
+
+    def model(self, name: str) -> ModelSpec:
+        return next(model for model in self.models if model.name == name)
+
+    def method(self, name: str) -> MethodSpec:
+        return next(method for method in self.methods if method.name == name)
+
+
+def load_sweep(path: Path, storage: str | None = None) -> Sweep:
+    """Read a sweep from YAML; relative paths in it are relative to the file's folder, `storage` to the current one.
+
+    Raises SpecError. `storage` replaces the YAML's own.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SpecError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    except yaml.YAMLError as error:
+        raise SpecError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise SpecError(f"{path}: expected a mapping of fields, found {type(content).__name__}")
+    if storage is not None:
+        content = {**content, "storage": storage}
+    return _absolute(parse_sweep(content, str(path)), path.resolve().parent)
+
+
+def parse_sweep(content: dict[Any, Any], where: str) -> Sweep:
+    """Validate the content of a YAML; `where` starts the message of the SpecError."""
+    try:
+        return Sweep.model_validate(content)
+    except ValidationError as error:
+        raise SpecError(f"{where}: {_describe(error)}") from error
+
+
+def resolved_yaml(sweep: Sweep) -> str:
+    """The sweep with every default written out, as YAML."""
+    return yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _exactly_one(entry: Frozen, *fields: str) -> None:
+    given = [field for field in fields if getattr(entry, field) is not None]
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of {', '.join(fields)}; found {', '.join(given) or 'none'}")
+
+
+def _check_names(where: str, wanted: tuple[str, ...], entries: tuple[Any, ...]) -> None:
+    valid = [entry.name for entry in entries]
+    for name in wanted:
+        if name not in valid:
+            raise ValueError(f"{where}: unknown name {name!r}; valid: {', '.join(valid)}")
+
+
+def _describe(error: ValidationError) -> str:
+    """Every mistake that pydantic found, as `path: problem, found value`, on one line."""
+    mistakes = error.errors(include_url=False)
+    paths = [mistake["loc"] for mistake in mistakes]
+    lines = []
+    for mistake in mistakes:
+        loc = mistake["loc"]
+        follows_from_another = any(other != loc and other[: len(loc)] == loc for other in paths)
+        if mistake["type"] == "too_short" and follows_from_another:
+            continue  # pydantic counts the entries that were valid, so a wrong entry makes its list short as well
+        path = ".".join(str(part) for part in loc)
+        lines.append(f"{path}: {_problem(mistake)}" if path else _problem(mistake))
+    return " ".join("; ".join(lines).split())
+
+
+def _problem(mistake: Any) -> str:
+    if mistake["type"] == "extra_forbidden":
+        return f"unknown field; valid: {', '.join(_fields_beside(mistake['loc']))}"
+    message = str(mistake["msg"]).removeprefix("Value error, ")
+    if mistake["type"] == "missing" or isinstance(mistake["input"], (dict, list)):
+        return message
+    return f"{message}, found {mistake['input']!r}"
+
+
+def _fields_beside(loc: tuple[int | str, ...]) -> list[str]:
+    """Fields of the model that holds the last part of `loc`."""
+    model: type[BaseModel] = Sweep
+    for part in loc[:-1]:
+        if isinstance(part, str) and part in model.model_fields:
+            model = next(_models_in(model.model_fields[part].annotation), model)
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _absolute(sweep: Sweep, folder: Path) -> Sweep:
+    """Make the paths of models, datasets, tasks and texts independent of where a worker runs."""
+
+    def located(path: Path | None) -> Path | None:
+        return None if path is None else (folder / path.expanduser()).resolve()
+
+    models = tuple(
+        model.model_copy(
+            update={
+                "path": located(model.path),
+                "micro": model.micro
+                and model.micro.model_copy(
+                    update={"texts": tuple(str(located(Path(text))) for text in model.micro.texts)}
+                ),
+            }
+        )
+        for model in sweep.models
+    )
+    datasets = tuple(dataset.model_copy(update={"path": located(dataset.path)}) for dataset in sweep.datasets)
+    include = tuple((folder / path.expanduser()).resolve() for path in sweep.evaluation.include)
+    probes = sweep.probes
+    likelihood = probes.log_likelihood
+    if likelihood is not None and isinstance(likelihood.texts, Path):
+        likelihood = likelihood.model_copy(update={"texts": located(likelihood.texts)})
+        probes = probes.model_copy(update={"log_likelihood": likelihood})
+    storage = sweep.storage if "://" in sweep.storage else str(Path(sweep.storage).expanduser().resolve())
+    evaluation = sweep.evaluation.model_copy(update={"include": include})
+    return sweep.model_copy(
+        update={"models": models, "datasets": datasets, "evaluation": evaluation, "probes": probes, "storage": storage}
+    )

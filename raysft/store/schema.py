@@ -1,0 +1,244 @@
+"""The Arrow schemas of every result and table: names, types, units and where each number comes from.
+
+A result file holds the payload columns of its stage (`RESULTS`). The reducer puts the identity columns of the subject
+in front (`IDENTITY`) and writes one table per schema in `TABLES`. Raise `SCHEMA_VERSION` when a column changes meaning
+or type; adding a nullable column does not need it, because readers pass the schema and fill what is missing with null.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+
+def column(name: str, kind: pa.DataType, meaning: str, unit: str = "", source: str = "") -> pa.Field:
+    """An Arrow field whose metadata says what the number is, in which unit, and where its definition comes from."""
+    metadata = {"meaning": meaning}
+    if unit:
+        metadata["unit"] = unit
+    if source:
+        metadata["source"] = source
+    return pa.field(name, kind, metadata=metadata)
+
+
+TEXT, WHOLE, REAL, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+
+IDENTITY = pa.schema(
+    [
+        column("trial", TEXT, "key of the fine-tuning; null for a base model"),
+        column("model", TEXT, "base model, by its name in the sweep"),
+        column("dataset", TEXT, "training set, by its name in the sweep; null for a base model"),
+        column("method", TEXT, "method, by its name in the sweep; null for a base model"),
+        column("size", WHOLE, "training rows asked for (for a mixture: of each member); null for all rows", "rows"),
+        column("learning_rate", REAL, "peak learning rate; null for a base model"),
+        column("schedule", TEXT, "learning rate schedule: cosine or constant; null for a base model"),
+        column("epochs", WHOLE, "epochs the trial was planned for; null for a base model", "epochs"),
+        column("seed", WHOLE, "seed of the trial; null for a base model"),
+        column("epoch", WHOLE, "epoch at whose end the checkpoint was taken; 0 = the base model", "epochs"),
+    ]
+)
+
+_FACCO = "TwoNN: Facco et al. 2017; MLE: Levina and Bickel 2004, MacKay and Ghahramani 2005; Gride: Denti et al. 2022"
+
+TRAINING = pa.schema(
+    [
+        column("at_epoch", WHOLE, "epoch, from 1", "epochs"),
+        column("step", WHOLE, "optimiser steps taken when the epoch ended", "steps"),
+        column("loss", REAL, "mean loss of the epoch over its supervised tokens", "nats per token"),
+        column("last_loss", REAL, "loss of the epoch's last global batch, before its step", "nats per token"),
+        column("grad_norm", REAL, "mean global gradient norm of the epoch, before clipping"),
+        column("tokens", WHOLE, "tokens of the epoch, padding not counted", "tokens"),
+        column("supervised_tokens", WHOLE, "tokens of the epoch with a loss", "tokens"),
+        column("rows", WHOLE, "training rows of the epoch", "rows"),
+        column("oom_retries", WHOLE, "steps of the epoch repeated with half the token budget"),
+    ]
+)
+
+_SAMPLE = pa.struct(
+    [
+        pa.field("doc", WHOLE),
+        pa.field("doc_hash", TEXT),
+        pa.field("value", REAL),
+        pa.field("extracted", FLAG),
+        pa.field("gold_bits", REAL),
+        pa.field("gold_bytes", WHOLE),
+        pa.field("response", TEXT),
+    ]
+)
+
+SCORE_COLUMNS = [
+    column("task", TEXT, "lm-eval task"),
+    column("metric", TEXT, "lm-eval metric and filter, as metric or metric,filter"),
+    column("value", REAL, "score on the task's own scale"),
+    column("stderr", REAL, "standard error of the score over the task's items"),
+    column("n", WHOLE, "items scored"),
+    column("higher_is_better", FLAG, "whether a larger value is a better model"),
+    column("chance", REAL, "score of a uniform guess; null where guessing scores nothing meaningful"),
+    column("unextracted", REAL, "share of answers from which the task could extract nothing", "fraction"),
+    column(
+        "bits_per_byte",
+        REAL,
+        "information in the gold answers given their prompts, over the gold answers' UTF-8 bytes",
+        "bits per byte",
+    ),
+]
+
+EVALUATE = pa.schema([*SCORE_COLUMNS, column("samples", pa.list_(_SAMPLE), "one outcome for each item of the task")])
+SCORES = pa.schema(SCORE_COLUMNS)
+SAMPLES = pa.schema(
+    [
+        column("task", TEXT, "lm-eval task"),
+        column("metric", TEXT, "lm-eval metric and filter"),
+        column("doc", WHOLE, "index of the item in the task"),
+        column("doc_hash", TEXT, "hash of the item's prompt and target, equal for every checkpoint"),
+        column("value", REAL, "the item's score"),
+        column("extracted", FLAG, "whether an answer could be extracted"),
+        column("gold_bits", REAL, "information in the gold answer given its prompt", "bits"),
+        column("gold_bytes", WHOLE, "UTF-8 length of the gold answer", "bytes"),
+        column("response", TEXT, "the model's answer: generated text, or the index of the choice it prefers"),
+    ]
+)
+
+DATA_PROPERTIES = pa.schema(
+    [
+        column("property", TEXT, "what was measured; see docs/tables.md for the list"),
+        column("about", TEXT, "the benchmark task a similarity is with; null for properties of the dataset alone"),
+        column("value", REAL, "the value"),
+        column("unit", TEXT, "unit of the value"),
+        column("n", WHOLE, "rows measured", "rows"),
+    ]
+)
+
+WEIGHT_CHANGE = pa.schema(
+    [
+        column("tensor", TEXT, "parameter name in the base model"),
+        column("module", TEXT, "kind of module: q_proj, up_proj, norm, embedding, ..."),
+        column("layer", WHOLE, "index of the transformer layer; null outside the stack"),
+        column("depth", REAL, "layer / (layers - 1); null outside the stack", "fraction"),
+        column("parameters", WHOLE, "entries of the tensor"),
+        column("base_norm", REAL, "Frobenius norm of the base tensor"),
+        column(
+            "change_norm", REAL, "Frobenius norm of the difference; for LoRA of s B A", source="field: ||W' - W||_F"
+        ),
+        column("relative_change", REAL, "change_norm / base_norm"),
+        column("zero_fraction", REAL, "share of entries that did not change; null for LoRA", "fraction"),
+        column("dtype", TEXT, "dtype the difference was taken from"),
+    ]
+)
+
+INTRINSIC_DIMENSION = pa.schema(
+    [
+        column("texts_of", TEXT, "dataset whose training texts were embedded"),
+        column("layer", WHOLE, "hidden state: 0 = embeddings, i = output of layer i"),
+        column("depth", REAL, "layer / layers", "fraction"),
+        column("estimator", TEXT, "twonn, mle or gride", source=_FACCO),
+        column("scale", WHOLE, "neighbours: k for the MLE, the larger order n2 for Gride, 2 for TwoNN"),
+        column("value", REAL, "estimated intrinsic dimension", source=_FACCO),
+        column("n", WHOLE, "texts used", "texts"),
+        column("duplicates", WHOLE, "texts left out because an equal text or embedding was already in", "texts"),
+    ]
+)
+
+EMBED = pa.schema(
+    [
+        column("folder", TEXT, "where the embeddings lie, relative to the storage"),
+        column("texts", WHOLE, "texts embedded", "texts"),
+        column("layers", WHOLE, "hidden states per text, embeddings included"),
+        column("width", WHOLE, "entries of one hidden state"),
+        column("pooling", TEXT, "how tokens became one vector"),
+    ]
+)
+
+LOG_LIKELIHOOD = pa.schema(
+    [
+        column("text", WHOLE, "index in the fixed text set"),
+        column("text_hash", TEXT, "hash of the text"),
+        column("log_likelihood", REAL, "total log-probability of the text", "nats", "Oyama et al. 2025"),
+        column("tokens", WHOLE, "tokens scored", "tokens"),
+        column("bytes", WHOLE, "UTF-8 length of the text", "bytes"),
+    ]
+)
+
+PRETRAIN = pa.schema(
+    [
+        column("folder", TEXT, "where the model lies, relative to the storage"),
+        column("family", TEXT, "architecture"),
+        column("parameters", WHOLE, "parameters of the model"),
+        column("tokens", WHOLE, "tokens seen in pretraining", "tokens"),
+        column("loss", REAL, "mean loss of the last tenth of the steps", "nats per token"),
+    ]
+)
+
+TRIALS = pa.schema(
+    [
+        column("kind", TEXT, "base or fine-tuning"),
+        column("state", TEXT, "done, failed or missing"),
+        column("blocks", TEXT, "blocks of the grid that ask for the trial, joined by +"),
+        column("method_kind", TEXT, "full or lora; null for a base model"),
+        column("batch_size", WHOLE, "examples of a global batch; null for a base model", "rows"),
+        column("rows", WHOLE, "training rows used; null where not trained", "rows"),
+        column("steps", WHOLE, "optimiser steps; null where not trained", "steps"),
+        column("supervised_tokens", WHOLE, "supervised tokens over all epochs", "tokens"),
+        column("final_loss", REAL, "mean loss of the last epoch", "nats per token"),
+        column("diverged", FLAG, "whether training stopped at a loss or gradient that was not finite"),
+        column("oom_retries", WHOLE, "steps repeated with half the token budget"),
+    ]
+)
+
+COSTS = pa.schema(
+    [
+        column("stage", TEXT, "kind of work"),
+        column("key", TEXT, "key of the result"),
+        column("wall_s", REAL, "wall time", "seconds"),
+        column("gpu_s", REAL, "wall time x GPUs held", "seconds"),
+        column("host", TEXT, "machine"),
+        column("finished_at", TEXT, "UTC time of the commit, ISO 8601"),
+    ]
+)
+
+FAILURES = pa.schema(
+    [
+        column("stage", TEXT, "kind of work"),
+        column("key", TEXT, "key of the result that is missing"),
+        column("attempt", WHOLE, "attempt, from 1"),
+        column("error", TEXT, "exception class"),
+        column("message", TEXT, "exception message"),
+        column("log", TEXT, "where the traceback lies, relative to the storage"),
+        column("host", TEXT, "machine"),
+        column("at", TEXT, "UTC time, ISO 8601"),
+        column("resolved", FLAG, "whether a later attempt committed the result"),
+    ]
+)
+
+# stage -> payload of one result file
+RESULTS: dict[str, pa.Schema] = {
+    "pretrain": PRETRAIN,
+    "train": TRAINING,
+    "evaluate": EVALUATE,
+    "perplexity": DATA_PROPERTIES,
+    "similarity": DATA_PROPERTIES,
+    "weight_change": WEIGHT_CHANGE,
+    "embed": EMBED,
+    "intrinsic_dimension": INTRINSIC_DIMENSION,
+    "log_likelihood": LOG_LIKELIHOOD,
+}
+
+
+def _with_identity(payload: pa.Schema) -> pa.Schema:
+    return pa.schema([*IDENTITY, *payload])
+
+
+# table -> columns, identity first
+TABLES: dict[str, pa.Schema] = {
+    "trials": _with_identity(TRIALS),
+    "training": _with_identity(TRAINING),
+    "scores": _with_identity(SCORES),
+    "samples": _with_identity(SAMPLES),
+    "data_properties": _with_identity(DATA_PROPERTIES),
+    "weight_change": _with_identity(WEIGHT_CHANGE),
+    "intrinsic_dimension": _with_identity(INTRINSIC_DIMENSION),
+    "log_likelihood": _with_identity(LOG_LIKELIHOOD),
+    "costs": _with_identity(COSTS),
+    "failures": _with_identity(FAILURES),
+}

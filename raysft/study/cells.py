@@ -1,0 +1,64 @@
+"""The grid's cells: one gain for each model, dataset and task, averaged over seeds, and over tasks where asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from raysft.study.gains import final_gains
+from raysft.study.tables import aggregate
+
+Pair = tuple[str, str]  # (model, dataset)
+
+SCOPES = ("all", "matching", "other")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The final gain of one (variant, model, dataset, task), averaged over seeds."""
+
+    variant: str
+    model: str
+    dataset: str
+    task: str
+    matching: bool
+    gain: float
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The cells of one variant and one choice of tasks: a scope of `SCOPES`, or "task" with its name."""
+
+    variant: str
+    scope: str
+    task: str | None
+    cells: tuple[Cell, ...]
+
+    def gains(self) -> dict[Pair, float]:
+        """(model, dataset) -> mean gain over the slice's tasks."""
+        grouped: dict[Pair, list[float]] = {}
+        for cell in self.cells:
+            grouped.setdefault((cell.model, cell.dataset), []).append(cell.gain)
+        return {key: float(np.mean(values)) for key, values in grouped.items()}
+
+
+def gain_cells(gains: pa.Table) -> list[Cell]:
+    """Every cell of the main slice, sorted."""
+    keys = ["variant", "model", "dataset", "task", "matching"]
+    rows = aggregate(final_gains(gains), keys, ("gain", "mean")).to_pylist()
+    return [Cell(**{key: row[key] for key in keys}, gain=row["gain_mean"]) for row in rows]
+
+
+def slices(cells: list[Cell]) -> Iterator[Slice]:
+    """For each variant: all tasks, the matching ones, the others, then every task by itself; empty ones left out."""
+    for variant in sorted({cell.variant for cell in cells}):
+        ours = [cell for cell in cells if cell.variant == variant]
+        for scope in SCOPES:
+            chosen = tuple(cell for cell in ours if scope == "all" or cell.matching == (scope == "matching"))
+            if chosen:
+                yield Slice(variant, scope, None, chosen)
+        for task in sorted({cell.task for cell in ours}):
+            yield Slice(variant, "task", task, tuple(cell for cell in ours if cell.task == task))

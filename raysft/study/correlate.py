@@ -1,0 +1,128 @@
+"""What goes with gain: properties of the data as the base model sees it, and where in the stack the weights moved.
+
+Gains are clustered by model and by dataset: on null grids of 12 x 10, plain Pearson finds something in 28% of cases at
+a nominal 5%, fixed effects for model and dataset in 5.3%. So every row holds both coefficients.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raysft.study.association import associate, within
+from raysft.study.cells import Cell, Pair, Slice, gain_cells, slices
+from raysft.study.depth import depth_profiles
+from raysft.study.schema import CORRELATIONS
+from raysft.study.tables import from_rows
+
+Row = dict[str, object]
+
+
+def correlation_table(gains: pa.Table, properties: pa.Table, by_depth: pa.Table) -> pa.Table:
+    """Every predictor against every slice of the gains, of schema `CORRELATIONS`.
+
+    Args:
+        gains: the study's `gains`.
+        properties: the sweep's `data_properties`.
+        by_depth: the study's `weight_change_by_depth`.
+    """
+    cells = gain_cells(gains)
+    parts = list(slices(cells))
+    rows = [
+        *_property_rows(parts, properties),
+        *_similarity_rows(cells, parts, properties),
+        *_depth_rows(parts, by_depth),
+    ]
+    return from_rows(rows, CORRELATIONS)
+
+
+def _row(predictor: str, part: Slice, x: Sequence[float], y: Sequence[float], *groups: Sequence[str]) -> Row:
+    """One row; `groups` are the points' models, datasets and any further labels to hold fixed."""
+    xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    plain, fixed = associate(xs, ys), within(xs, ys, groups)
+    models, datasets = groups[:2]
+    known = np.isfinite(xs) & np.isfinite(ys)
+    return {
+        "predictor": predictor,
+        "variant": part.variant,
+        "scope": part.scope,
+        "task": part.task,
+        "n": plain.n,
+        "models": len(set(np.asarray(models)[known])),
+        "datasets": len(set(np.asarray(datasets)[known])),
+        "pearson": plain.pearson,
+        "spearman": plain.spearman,
+        "slope": plain.slope,
+        "within": fixed.r,
+        "within_slope": fixed.slope,
+        "within_df": fixed.df,
+        "within_p": fixed.p,
+        "reason": plain.reason or fixed.reason,
+    }
+
+
+def _pair_row(predictor: str, part: Slice, values: dict[Pair, float]) -> Row:
+    """One row whose points are the (model, dataset) pairs that have both a value and a gain."""
+    gains = part.gains()
+    shared = [pair for pair in sorted(gains) if pair in values]
+    models, datasets = [model for model, _ in shared], [dataset for _, dataset in shared]
+    return _row(predictor, part, [values[pair] for pair in shared], [gains[pair] for pair in shared], models, datasets)
+
+
+def dataset_properties(properties: pa.Table) -> dict[str, dict[Pair, float]]:
+    """Property -> (model, dataset) -> value, for properties of a dataset alone."""
+    alone = properties.filter(pc.and_(pc.is_null(properties["about"]), pc.is_valid(properties["value"])))
+    found: dict[str, dict[Pair, float]] = defaultdict(dict)
+    for row in alone.select(["property", "model", "dataset", "value"]).to_pylist():
+        found[row["property"]][row["model"], row["dataset"]] = row["value"]
+    return dict(sorted(found.items()))
+
+
+def task_similarities(properties: pa.Table) -> dict[tuple[str, str, str], float]:
+    """(model, dataset, task) -> similarity of the dataset's and the task's texts in the base model's eyes."""
+    about = properties.filter(pc.and_(pc.equal(properties["property"], "similarity"), pc.is_valid(properties["about"])))
+    rows = about.select(["model", "dataset", "about", "value"]).to_pylist()
+    return {(row["model"], row["dataset"], row["about"]): row["value"] for row in rows if row["value"] is not None}
+
+
+def _property_rows(parts: list[Slice], properties: pa.Table) -> list[Row]:
+    return [_pair_row(name, part, values) for name, values in dataset_properties(properties).items() for part in parts]
+
+
+def _similarity_rows(cells: list[Cell], parts: list[Slice], properties: pa.Table) -> list[Row]:
+    similarity = task_similarities(properties)
+    if not similarity:
+        return []
+    rows = [_pair_row("similarity", part, _mean_similarity(part.cells, similarity)) for part in parts]
+    for variant in sorted({cell.variant for cell in cells}):
+        ours = [cell for cell in cells if cell.variant == variant]
+        known = [cell for cell in ours if (cell.model, cell.dataset, cell.task) in similarity]
+        x = [similarity[cell.model, cell.dataset, cell.task] for cell in known]
+        labels = ([cell.model for cell in known], [cell.dataset for cell in known], [cell.task for cell in known])
+        part = Slice(variant, "cells", None, tuple(known))
+        rows.append(_row("similarity", part, x, [cell.gain for cell in known], *labels))
+    return rows
+
+
+def _mean_similarity(cells: Sequence[Cell], similarity: dict[tuple[str, str, str], float]) -> dict[Pair, float]:
+    grouped: dict[Pair, list[float]] = defaultdict(list)
+    for cell in cells:
+        key = (cell.model, cell.dataset, cell.task)
+        if key in similarity:
+            grouped[cell.model, cell.dataset].append(similarity[key])
+    return {pair: float(np.mean(values)) for pair, values in grouped.items()}
+
+
+def _depth_rows(parts: list[Slice], by_depth: pa.Table) -> list[Row]:
+    profiles = depth_profiles(by_depth)
+    rows: list[Row] = []
+    for part in parts:
+        ours = {pair: curve for (variant, pair), curve in profiles.curves.items() if variant == part.variant}
+        for index, depth in enumerate(profiles.depths):
+            values = {pair: float(curve[index]) for pair, curve in ours.items()}
+            rows.append({**_pair_row("weight_change", part, values), "depth": float(depth)})
+    return rows

@@ -1,0 +1,79 @@
+"""What happened at each depth of the stack: weight change pooled by layer, intrinsic dimension before and after."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raysft.store.schema import IDENTITY
+from raysft.study.cells import Pair
+from raysft.study.gains import ratio
+from raysft.study.schema import INTRINSIC_DIMENSION_BY_DEPTH, WEIGHT_CHANGE_BY_DEPTH
+from raysft.study.tables import Reals, aggregate, real_array, reals
+from raysft.study.variants import with_final, with_variants
+
+# Models of different heights have no depths in common, so their curves are read off at these.
+_SHARED_DEPTHS = np.linspace(0, 1, 11)
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Final weight change along the stack: `depths` has shape (d,), every curve of a (variant, pair) too."""
+
+    depths: Reals
+    curves: dict[tuple[str, Pair], Reals]
+
+
+def weight_change_by_depth(weight_change: pa.Table, variants: dict[str, str]) -> pa.Table:
+    """Relative change of every layer of every checkpoint, all its tensors pooled, of schema `WEIGHT_CHANGE_BY_DEPTH`.
+
+    Tensors outside the stack (embeddings, final norm, head) have no depth and are left out.
+    """
+    stack = weight_change.filter(pc.and_(pc.is_valid(weight_change["layer"]), pc.is_valid(weight_change["trial"])))
+    squared = stack.append_column("change2", real_array(reals(stack, "change_norm") ** 2))
+    squared = squared.append_column("base2", real_array(reals(stack, "base_norm") ** 2))
+    keys = [*IDENTITY.names, "layer", "depth"]
+    pooled = aggregate(squared, keys, ("change2", "sum"), ("base2", "sum"), ("change2", "count"))
+    change, size = np.sqrt(reals(pooled, "change2_sum")), np.sqrt(reals(pooled, "base2_sum"))
+    pooled = pooled.append_column("relative_change", real_array(ratio(change, size)))
+    pooled = pooled.append_column("tensors", pooled["change2_count"])
+    return with_final(with_variants(pooled, variants)).select(WEIGHT_CHANGE_BY_DEPTH.names).cast(WEIGHT_CHANGE_BY_DEPTH)
+
+
+def depth_profiles(by_depth: pa.Table) -> Profiles:
+    """Final relative change of each (variant, model, dataset) at depths that all models have, averaged over seeds.
+
+    Where the models' layers lie at different depths, every curve is interpolated linearly onto eleven equal steps.
+    """
+    known = pc.and_(by_depth["final"], pc.is_valid(by_depth["relative_change"]))
+    keys = ["variant", "model", "dataset", "depth"]
+    rows = aggregate(by_depth.filter(known), keys, ("relative_change", "mean")).to_pylist()
+    points: dict[tuple[str, Pair], list[tuple[float, float]]] = defaultdict(list)
+    for row in rows:
+        points[row["variant"], (row["model"], row["dataset"])].append((row["depth"], row["relative_change_mean"]))
+    grids = {tuple(depth for depth, _ in curve) for curve in points.values()}
+    depths = np.array(grids.pop()) if len(grids) == 1 else _SHARED_DEPTHS
+    return Profiles(depths, {key: np.interp(depths, *np.array(curve).T) for key, curve in points.items()})
+
+
+def intrinsic_dimension_by_depth(estimates: pa.Table, variants: dict[str, str]) -> pa.Table:
+    """Intrinsic dimension of the same texts in the base model and in the checkpoint, side by side.
+
+    Returns:
+        A table of schema `INTRINSIC_DIMENSION_BY_DEPTH`: one row for each checkpoint, texts, estimator, scale and
+        layer that the base model has an estimate for too.
+    """
+    place = ["model", "texts_of", "estimator", "scale", "layer"]
+    before = estimates.filter(pc.is_null(estimates["trial"])).select([*place, "value", "n"])
+    before = before.rename_columns([*place, "before", "base_n"])
+    tuned = estimates.filter(pc.is_valid(estimates["trial"]))
+    joined = tuned.join(before, keys=place, join_type="inner")
+    joined = joined.sort_by([(name, "ascending") for name in [*IDENTITY.names, *place[1:]]])
+    joined = joined.append_column("after", joined["value"])
+    joined = joined.append_column("change", real_array(reals(joined, "value") - reals(joined, "before")))
+    named = with_final(with_variants(joined, variants))
+    return named.select(INTRINSIC_DIMENSION_BY_DEPTH.names).cast(INTRINSIC_DIMENSION_BY_DEPTH)

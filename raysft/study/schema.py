@@ -1,0 +1,166 @@
+"""The Arrow schemas of the study's tables: names, types, units and where each number comes from."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from raysft.store.schema import FLAG, IDENTITY, REAL, TEXT, WHOLE, column
+
+_VARIANT = column("variant", TEXT, "method, and whatever else differs between trials of that method: size, epochs, ...")
+_FINAL = column("final", FLAG, "whether this is the trial's last measured epoch")
+
+GAINS = pa.schema(
+    [
+        *IDENTITY,
+        _VARIANT,
+        _FINAL,
+        column("task", TEXT, "lm-eval task"),
+        column("metric", TEXT, "lm-eval metric and filter"),
+        column("primary", FLAG, "whether this is the metric the study uses for the task"),
+        column("matching", FLAG, "whether the names of dataset and task share a stem"),
+        column("base", REAL, "score of the base model, on the task's own scale"),
+        column("score", REAL, "score of the checkpoint, on the task's own scale"),
+        column("gain", REAL, "score - base, or base - score where lower is better; positive = better"),
+        column("base_stderr", REAL, "standard error of the base model's score, floored (see docs/study.md)"),
+        column("score_stderr", REAL, "standard error of the checkpoint's score, floored (see docs/study.md)"),
+        column("stderr", REAL, "sqrt(base_stderr^2 + score_stderr^2)"),
+        column("z", REAL, "gain / stderr; null where stderr is null or zero"),
+        column("bits_gain", REAL, "fall in bits per byte of the gold answers; positive = better", "bits/byte"),
+    ]
+)
+
+GAIN_MATRIX = pa.schema(
+    [
+        _VARIANT,
+        column("dataset", TEXT, "training set"),
+        column("task", TEXT, "lm-eval task"),
+        column("matching", FLAG, "whether the names of dataset and task share a stem"),
+        column("gain", REAL, "mean over models of the mean over seeds of the final gain"),
+        column("stderr", REAL, "item-sampling standard error of that mean; seeds share their base model's error"),
+        column("z", REAL, "gain / stderr; null where stderr is null or zero"),
+        column("bits_gain", REAL, "the same mean of bits_gain", "bits/byte"),
+        column("models", WHOLE, "base models averaged"),
+        column("cells", WHOLE, "checkpoints averaged"),
+    ]
+)
+
+SIMILARITY = pa.schema(
+    [
+        column("kind", TEXT, "task, dataset or model"),
+        column("a", TEXT, "name"),
+        column("b", TEXT, "name"),
+        column("r", REAL, "Pearson correlation of the gain vectors, pairwise complete"),
+        column("n", WHOLE, "entries that both vectors have"),
+        column("reason", TEXT, "why r is null"),
+    ]
+)
+
+LINKAGE = pa.schema(
+    [
+        column("kind", TEXT, "task, dataset or model"),
+        column("step", WHOLE, "merge, from 0"),
+        column("left", WHOLE, "cluster, numbered as in scipy.cluster.hierarchy.linkage"),
+        column("right", WHOLE, "cluster, numbered as in scipy.cluster.hierarchy.linkage"),
+        column("left_name", TEXT, "name, where the cluster is one task, dataset or model"),
+        column("right_name", TEXT, "name, where the cluster is one task, dataset or model"),
+        column("distance", REAL, "average of 1 - r between the two clusters"),
+        column("count", WHOLE, "leaves of the new cluster"),
+    ]
+)
+
+CORRELATIONS = pa.schema(
+    [
+        column("predictor", TEXT, "a data property, similarity, or weight_change"),
+        column("depth", REAL, "depth of the weight change; null for properties of data", "fraction"),
+        _VARIANT,
+        column("scope", TEXT, "gain over all, matching or other tasks; one task; or cells (model, dataset, task)"),
+        column("task", TEXT, "the task, where the scope is one task"),
+        column("n", WHOLE, "points"),
+        column("models", WHOLE, "base models among the points"),
+        column("datasets", WHOLE, "datasets among the points"),
+        column("pearson", REAL, "plain Pearson correlation: confounded by model and dataset"),
+        column("spearman", REAL, "plain Spearman correlation"),
+        column("slope", REAL, "least-squares slope of gain on the predictor"),
+        column("within", REAL, "partial correlation given model and dataset (and task, for cells)"),
+        column("within_slope", REAL, "slope with model and dataset fixed effects (the within estimator)"),
+        column("within_df", WHOLE, "residual degrees of freedom of the fixed-effects fit"),
+        column("within_p", REAL, "two-sided p of within_slope, Student's t"),
+        column("reason", TEXT, "why a coefficient is null"),
+    ]
+)
+
+WEIGHT_CHANGE_BY_DEPTH = pa.schema(
+    [
+        *IDENTITY,
+        _VARIANT,
+        _FINAL,
+        column("layer", WHOLE, "index of the transformer layer"),
+        column("depth", REAL, "layer / (layers - 1)", "fraction"),
+        column("relative_change", REAL, "sqrt(sum change_norm^2) / sqrt(sum base_norm^2) over the layer's tensors"),
+        column("tensors", WHOLE, "tensors pooled"),
+    ]
+)
+
+INTRINSIC_DIMENSION_BY_DEPTH = pa.schema(
+    [
+        *IDENTITY,
+        _VARIANT,
+        _FINAL,
+        column("texts_of", TEXT, "dataset whose training texts were embedded"),
+        column("estimator", TEXT, "twonn, mle or gride"),
+        column("scale", WHOLE, "neighbours the estimate looks at"),
+        column("layer", WHOLE, "hidden state: 0 = embeddings, i = output of layer i"),
+        column("depth", REAL, "layer / layers", "fraction"),
+        column("before", REAL, "intrinsic dimension in the base model"),
+        column("after", REAL, "intrinsic dimension in the checkpoint"),
+        column("change", REAL, "after - before"),
+        column("n", WHOLE, "texts used in the checkpoint", "texts"),
+        column("base_n", WHOLE, "texts used in the base model; estimates compare at equal n only", "texts"),
+    ]
+)
+
+_OYAMA = "Oyama et al. 2025"
+
+MAP = pa.schema(
+    [
+        *IDENTITY,
+        _VARIANT,
+        column("x", REAL, "first coordinate of the map", source=_OYAMA),
+        column("y", REAL, "second coordinate of the map", source=_OYAMA),
+        column("projection", TEXT, "tsne or pca"),
+        column("perplexity", REAL, "t-SNE's perplexity; null for PCA"),
+        column("texts", WHOLE, "texts of the log-likelihood vectors"),
+        column("mean_log_likelihood", REAL, "mean over the texts, before clipping", "nats per text"),
+        column("from_base", REAL, "||q - q_base||^2 / texts, about twice the KL from its base", "nats", _OYAMA),
+    ]
+)
+
+MAP_DISTANCES = pa.schema(
+    [
+        column("a", TEXT, "name of a row of the map: model, or model / dataset / variant / seed / epoch"),
+        column("b", TEXT, "name of a row of the map"),
+        column("two_kl", REAL, "||q_a - q_b||^2 / texts: about twice the KL divergence per text", "nats", _OYAMA),
+    ]
+)
+
+CHECKS = pa.schema(
+    [
+        column("check", TEXT, "what was counted"),
+        column("value", REAL, "the count"),
+        column("of", REAL, "out of how many; null where there is no whole"),
+        column("note", TEXT, "what it means, or why something was left out"),
+    ]
+)
+
+STUDY_TABLES: dict[str, pa.Schema] = {
+    "gains": GAINS,
+    "gain_matrix": GAIN_MATRIX,
+    "similarity": SIMILARITY,
+    "linkage": LINKAGE,
+    "correlations": CORRELATIONS,
+    "weight_change_by_depth": WEIGHT_CHANGE_BY_DEPTH,
+    "intrinsic_dimension_by_depth": INTRINSIC_DIMENSION_BY_DEPTH,
+    "map": MAP,
+    "map_distances": MAP_DISTANCES,
+    "checks": CHECKS,
+}

@@ -1,0 +1,104 @@
+"""Which tasks, datasets and models react alike: correlations of their gain vectors, and clusters of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from scipy.cluster.hierarchy import linkage
+from scipy.spatial.distance import squareform
+
+from raysft.study.association import pearson
+from raysft.study.gains import final_gains
+from raysft.study.matrix import Matrix, pivot
+from raysft.study.schema import LINKAGE, SIMILARITY
+from raysft.study.tables import Reals, from_rows, texts
+
+# kind -> what one entry of its gain vectors is
+ENTRIES: dict[str, tuple[str, ...]] = {
+    "task": ("trial",),
+    "dataset": ("model", "variant", "seed", "task"),
+    "model": ("dataset", "variant", "seed", "task"),
+}
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """An average linkage: `merges` has shape (names - 1, 4) as scipy's; `skipped` says who is not in it and why."""
+
+    names: tuple[str, ...]
+    merges: Reals
+    skipped: dict[str, str]
+
+
+def similarity_table(gains: pa.Table) -> pa.Table:
+    """Pearson's r of every ordered pair of tasks, datasets and models, of schema `SIMILARITY`.
+
+    A task's vector has one entry for each trial; a dataset's one for each (model, variant, seed, task); a model's one
+    for each (dataset, variant, seed, task). Only entries that both vectors have count.
+    """
+    final = final_gains(gains)
+    rows = [row for kind, entries in ENTRIES.items() for row in _pairs(kind, pivot(final, entries, kind, "gain"))]
+    return from_rows(rows, SIMILARITY)
+
+
+def _pairs(kind: str, vectors: Matrix) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    for i, a in enumerate(vectors.columns):
+        for j, b in enumerate(vectors.columns):
+            # Lower index first, so that (a, b) and (b, a) are the same number to the last bit.
+            left, right = sorted((i, j))
+            r, n, reason = pearson(vectors.values[:, left], vectors.values[:, right])
+            rows.append({"kind": kind, "a": a, "b": b, "r": r, "n": n, "reason": reason})
+    return rows
+
+
+def correlation_matrix(similarity: pa.Table, kind: str) -> Matrix:
+    """The square matrix of r of one kind, NaN where undefined."""
+    rows = similarity.filter(pa.array([value == kind for value in texts(similarity, "kind")], pa.bool_()))
+    return pivot(rows, ["a"], "b", "r")
+
+
+def cluster(correlations: Matrix) -> Clustering:
+    """Average linkage on 1 - r of a square correlation matrix.
+
+    Names are left out one by one, the one with most undefined correlations first, until all that remain are defined.
+    """
+    kept = list(range(len(correlations.rows)))
+    skipped: dict[str, str] = {}
+    while kept:
+        undefined = ~np.isfinite(correlations.values[np.ix_(kept, kept)])
+        if not undefined.any():
+            break
+        worst = kept.pop(int(undefined.sum(axis=1).argmax()))
+        skipped[correlations.rows[worst]] = "its gains are constant or share too few entries with another's"
+    names = tuple(correlations.rows[index] for index in kept)
+    if len(names) < 2:
+        return Clustering(names, np.empty((0, 4)), skipped)
+    distance = np.clip(1 - correlations.values[np.ix_(kept, kept)], 0, None)
+    np.fill_diagonal(distance, 0)
+    return Clustering(names, linkage(squareform(distance, checks=False), method="average"), skipped)
+
+
+def linkage_table(clusterings: dict[str, Clustering]) -> pa.Table:
+    """Every merge of every kind, of schema `LINKAGE`."""
+    rows = [
+        {
+            "kind": kind,
+            "step": step,
+            "left": int(left),
+            "right": int(right),
+            "left_name": _leaf(found.names, int(left)),
+            "right_name": _leaf(found.names, int(right)),
+            "distance": float(distance),
+            "count": int(count),
+        }
+        for kind, found in clusterings.items()
+        for step, (left, right, distance, count) in enumerate(found.merges)
+    ]
+    return from_rows(rows, LINKAGE)
+
+
+def _leaf(names: tuple[str, ...], node: int) -> str | None:
+    return names[node] if node < len(names) else None
