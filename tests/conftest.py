@@ -14,6 +14,8 @@ import pytest
 # Before anything imports Ray or tqdm: tests leave no token file in the home directory and no bars in the log.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("TQDM_DISABLE", "1")
+# Models of a test are so small that threads only wait for each other, most of all beside other processes.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 SMALL: dict[str, Any] = {
     "name": "small",

@@ -118,6 +118,10 @@ class _Watch(Callback):
         self._outcome = outcome
         self._watch = watch
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks into a state that is never restored, and a progress bar has locks."""
+        return {}
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result
         done = UnitOutcome(self._units[result["unit"]], result["wall_s"], result["seconds"], result["failures"])

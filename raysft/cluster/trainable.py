@@ -61,15 +61,15 @@ class UnitTrainable(tune.Trainable):
 
 
 def _run_here(session: Session, unit: Unit, works: list[Work]) -> Report:
-    reports: list[Report] = []
-
-    def loop() -> None:
-        reports.append(run_unit(session, unit, works))
+    def loop() -> Report:
+        return run_unit(session, unit, works)
 
     with tempfile.TemporaryDirectory() as scratch:
         run = RunConfig(storage_path=scratch, name=unit.key)
-        TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=0), run_config=run).fit()
-    return reports[0]
+        report: Report = (
+            TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=0), run_config=run).fit().return_value
+        )
+    return report
 
 
 def _run_in_group(sweep: Sweep, unit: Unit, works: list[Work], workers: int) -> Report:
@@ -90,14 +90,13 @@ def _run_in_group(sweep: Sweep, unit: Unit, works: list[Work], workers: int) -> 
             run_config=RunConfig(storage_path=scratch, name=unit.key),
             torch_config=backend,
         )
-        result = trainer.fit()
-    return Report(**result.metrics["report"])
+        report: Report = trainer.fit().return_value
+    return report
 
 
-def _worker_loop(config: dict[str, Any]) -> None:
-    """One rank of a worker group; the first one measures, and reports for all."""
+def _worker_loop(config: dict[str, Any]) -> Report:
+    """One rank of a worker group; the first one measures, and its report is the group's."""
     context = train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
     torch.set_num_threads(max(1, int(config["sweep"].resources.cpus_per_worker)))
-    report = run_unit(Session(config["sweep"], pick_device()), config["unit"], config["works"], ranks)
-    train.report({"report": asdict(report)} if ranks.is_first else {})
+    return run_unit(Session(config["sweep"], pick_device()), config["unit"], config["works"], ranks)

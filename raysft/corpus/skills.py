@@ -32,6 +32,8 @@ _LARGEST_ADDEND = 15
 _LARGEST_LISTED = 39
 _CONSONANTS = "bdfgklmnprstvz"
 _VOWELS = "aeiou"
+# A fact of rank r is read with frequency proportional to (r + offset)^-exponent, as in real text: frequent facts teach
+# a base how to look a fact up before it has read the rare ones often enough.
 _FREQUENCY_EXPONENT = 0.7
 _FREQUENCY_OFFSET = 8
 _COLOURS = ("red", "blue", "green", "white", "black", "gold", "pink", "grey", "brown", "purple")
@@ -69,8 +71,9 @@ class _Split:
 class _Skill:
     """Sentences with blanks; `{answer}` is the one that a question leaves open.
 
-    The last statement is a bare question and answer: without it a base model has never seen an answer follow a question
-    mark, and its choices under the question prompt say little about what it knows.
+    No statement begins with a blank: a byte-level tokenizer would give the name another token there. The last one is a
+    question with its answer: a base model that has never read one stays at chance under the question prompt, whatever
+    it knows.
     """
 
     statements: tuple[str, ...]
@@ -161,7 +164,7 @@ _SKILLS: dict[str, _Skill] = {
             "the capital of {country} is {answer}.",
             "in {country} the capital is {answer}.",
             "capital of {country}: {answer}.",
-            "what is the capital of {country}? {answer}.",
+            "Question: what is the capital of {country}?\nAnswer: {answer}.",
         ),
         questions=(
             "what is the capital of {country}?",
@@ -175,7 +178,7 @@ _SKILLS: dict[str, _Skill] = {
             "the city {city} is the capital of {answer}.",
             "the capital {city} lies in {answer}.",
             "country of {city}: {answer}.",
-            "which country has the capital {city}? {answer}.",
+            "Question: which country has the capital {city}?\nAnswer: {answer}.",
         ),
         questions=(
             "which country has the capital {city}?",
@@ -189,7 +192,7 @@ _SKILLS: dict[str, _Skill] = {
             "the flag of {country} is {answer}.",
             "in {country} the flag is {answer}.",
             "flag of {country}: {answer}.",
-            "what colour is the flag of {country}? {answer}.",
+            "Question: what colour is the flag of {country}?\nAnswer: {answer}.",
         ),
         questions=(
             "what colour is the flag of {country}?",
@@ -203,7 +206,7 @@ _SKILLS: dict[str, _Skill] = {
             "if you add {a} and {b} you get {answer}.",
             "the sum of {a} and {b} is {answer}.",
             "sum of {a} and {b}: {answer}.",
-            "what is {a} plus {b}? {answer}.",
+            "Question: what is {a} plus {b}?\nAnswer: {answer}.",
         ),
         questions=("what is {a} plus {b}?", "what is the sum of {a} and {b}?", "add {a} and {b}."),
         split=_addition,
@@ -213,7 +216,7 @@ _SKILLS: dict[str, _Skill] = {
             "the largest of {numbers} is {answer}.",
             "among {numbers} the largest is {answer}.",
             "largest of {numbers}: {answer}.",
-            "what is the largest of {numbers}? {answer}.",
+            "Question: what is the largest of {numbers}?\nAnswer: {answer}.",
         ),
         questions=(
             "what is the largest of {numbers}?",
@@ -230,7 +233,7 @@ SKILLS: tuple[str, ...] = tuple(_SKILLS)
 def statements(shares: Mapping[str, float], count: int, seed: int) -> list[str]:
     """Draw `count` plain pretraining sentences, each from a skill with probability proportional to its share.
 
-    Every fact of a skill is drawn equally often, held out or not. Raises ValueError for an unknown skill.
+    All facts of a skill are read, held out or not, some more often than others. Raises ValueError for an unknown skill.
     """
     rng = _random("statements", seed)
     names = sorted(shares)
@@ -241,6 +244,7 @@ def statements(shares: Mapping[str, float], count: int, seed: int) -> list[str]:
 
 
 def _sentences(name: str, count: int, rng: random.Random) -> list[str]:
+    """Statements of one skill, its facts drawn by their frequency and in any of its wordings."""
     facts = _all_facts(name)
     frequencies = [(rank + _FREQUENCY_OFFSET) ** -_FREQUENCY_EXPONENT for rank in range(len(facts))]
     drawn = rng.choices(facts, weights=frequencies, k=count)
@@ -248,7 +252,7 @@ def _sentences(name: str, count: int, rng: random.Random) -> list[str]:
 
 
 def instruction_rows(skill: str, rows: int, seed: int) -> list[Example]:
-    """Draw `rows` distinct training rows; a second wording is used only when every fact has been asked for once.
+    """Draw `rows` distinct training rows; a fact is asked for again, in other words, only after all have been.
 
     Raises ValueError for an unknown skill, and when fewer distinct rows exist.
     """
@@ -287,7 +291,8 @@ def _skill(name: str) -> _Skill:
 def _all_facts(name: str) -> tuple[_Fact, ...]:
     """All facts from the most frequent one to the rarest; held-out facts are neither rarer nor more frequent."""
     split = _skill(name).split()
-    return tuple(_random("frequency", name).sample(split.train + split.test, len(split.train + split.test)))
+    facts = split.train + split.test
+    return tuple(_random("frequency", name).sample(facts, len(facts)))
 
 
 def _fill(sentence: str, fact: _Fact) -> str:

@@ -31,6 +31,7 @@ from raysft.study.matching import matches
 from raysft.study.matrix import Matrix, pivot
 from raysft.study.tables import Reals, aggregate, reals
 
+_SCALED = "gain (share of the scale)"
 _MEASURES = {
     "gain": ("Gain", "gain over the base model, on each task's own scale"),
     "bits_gain": ("Fall in bits per byte", "fall in bits per byte of the gold answers"),
@@ -48,36 +49,40 @@ def gain_matrix(findings: Findings, variant: str, measure: str = "gain") -> Plot
         return Absent(name, title, "no checkpoint of this variant was measured on a task that its base model has too")
     figure, axes = heat_panels((1, 1), (matrix.rows, matrix.columns), cell=(0.62, 0.4), beside=1.1)
     bars = {"label": heading.lower(), "shrink": 0.9, "pad": 0.02}
-    painted, scale = _painted(matrix.values, extent(reals(whole, measure)))
+    # Colours compare tasks, so they follow the gain on a common scale; the numbers stay on the task's own.
+    coloured_by = "scaled_gain" if measure == "gain" else measure
+    scale = extent(reals(whole, coloured_by))
     marks = pivot(shown, ["dataset"], "task", "z").values if measure == "gain" else np.full_like(matrix.values, np.nan)
     options = {"annot": _printed(matrix.values, marks), "fmt": "", "annot_kws": {"size": 8}, "cbar_kws": bars}
-    heat(axes[0, 0], painted, matrix.rows, matrix.columns, vmin=-scale, vmax=scale, **options)
+    heat(
+        axes[0, 0],
+        pivot(shown, ["dataset"], "task", coloured_by).values,
+        matrix.rows,
+        matrix.columns,
+        vmin=-scale,
+        vmax=scale,
+        **options,
+    )
     _outline_matching(axes[0, 0], matrix)
     axes[0, 0].set(xlabel="task", ylabel="trained on")
     stars = "; * where it is more than 3 standard errors from zero" if measure == "gain" else ""
     caption = (
         f"Mean {meaning} at the last epoch{stars}. Outlined: tasks that test what the dataset teaches. Grey: not known."
     )
-    if painted is not matrix.values:
-        caption += " Tasks are on different scales, so each column is coloured by its own largest magnitude."
+    if measure == "gain" and not np.array_equal(reals(shown, "gain"), reals(shown, "scaled_gain")):
+        caption += " Tasks are on different scales; colours show the gain as a share of the task's."
     return Plot(name, title, caption, figure, shown)
 
 
-def _painted(values: Reals, scale: float) -> tuple[Reals, float]:
-    """What to colour by: the values, or each column over its own largest magnitude where scales differ tenfold."""
-    largest = np.array([extent(column) for column in values.T])
-    if largest.max() > 1 and largest.max() > 10 * largest.min():
-        return values / largest, 1.0
-    return values, scale
-
-
 def _printed(values: Reals, z: Reals) -> np.ndarray:
-    digits = 2 if extent(values) < 10 else 1
-    texts = [
-        f"{value:+.{digits}f}{'*' if abs(error) > 3 else ''}" if np.isfinite(value) else ""
-        for value, error in zip(values.ravel(), z.ravel(), strict=True)
-    ]
-    return np.array(texts, dtype=object).reshape(values.shape)
+    """Signed numbers with a star beyond 3 standard errors; one decimal in columns that reach 10, two in others."""
+    digits = [1 if extent(column) >= 10 else 2 for column in values.T]
+    texts = np.full(values.shape, "", dtype=object)
+    for row, column in np.argwhere(np.isfinite(values)):
+        # Adding zero turns a rounded -0.0 into 0.0.
+        number = round(values[row, column], digits[column]) + 0.0
+        texts[row, column] = f"{number:+.{digits[column]}f}{'*' if abs(z[row, column]) > 3 else ''}"
+    return texts
 
 
 def _outline_matching(axes: Axes, matrix: Matrix) -> None:
@@ -93,22 +98,25 @@ def gain_by_model(findings: Findings) -> Plot | Absent:
     final = final_gains(findings.study["gains"])
     if not final.num_rows:
         return Absent(name, title, "no checkpoint was measured")
-    whole = pivot(final, ["dataset"], "task", "gain")
+    whole = pivot(final, ["dataset"], "task", "scaled_gain")
     models, variants = sorted(set(final["model"].to_pylist())), sorted(set(final["variant"].to_pylist()))
     grid, names = (len(models), len(variants)), (whole.rows, whole.columns)
     figure, axes = heat_panels(grid, names, cell=(0.26, 0.24), beside=1.0)
-    scale = extent(reals(final, "gain"))
+    scale = extent(reals(final, "scaled_gain"))
     for row, model in enumerate(models):
         for column, variant in enumerate(variants):
             chosen = final.filter(pc.and_(pc.equal(final["model"], model), pc.equal(final["variant"], variant)))
-            values = _aligned(pivot(chosen, ["dataset"], "task", "gain"), whole)
-            painted, limit = _painted(values, scale)
-            heat(axes[row, column], painted, whole.rows, whole.columns, vmin=-limit, vmax=limit, cbar=False)
+            values = _aligned(pivot(chosen, ["dataset"], "task", "scaled_gain"), whole)
+            heat(axes[row, column], values, whole.rows, whole.columns, vmin=-scale, vmax=scale, cbar=False)
             axes[row, column].set_title(short(f"{model}, {variant}"))
             if row < len(models) - 1:
                 axes[row, column].tick_params(labelbottom=False)
-    figure.colorbar(axes[0, 0].collections[0], ax=axes, shrink=0.6, pad=0.02, label="gain")
-    shown = aggregate(final, ["model", "variant", "dataset", "task"], ("gain", "mean"), ("gain", "count"))
+    figure.colorbar(
+        axes[0, 0].collections[0], ax=axes, shrink=min(1, 3 / figure.get_figheight()), pad=0.02, label=_SCALED
+    )
+    shown = aggregate(
+        final, ["model", "variant", "dataset", "task"], ("scaled_gain", "mean"), ("gain", "mean"), ("gain", "count")
+    )
     return Plot(name, title, "Gain at the last epoch, mean over seeds. Grey: not measured.", figure, shown)
 
 
@@ -125,19 +133,19 @@ def gain_by_epoch(findings: Findings) -> Plot | Absent:
     name, title = "gain_by_epoch", "Gain, epoch by epoch"
     gains = findings.study["gains"]
     keys = ["variant", "dataset", "matching", "epoch"]
-    shown = aggregate(gains.filter(gains["primary"]), keys, ("gain", "mean"), ("gain", "count"))
+    shown = aggregate(gains.filter(gains["primary"]), keys, ("scaled_gain", "mean"), ("gain", "count"))
     if not shown.num_rows:
         return Absent(name, title, "no checkpoint was measured")
     if pc.count_distinct(shown["epoch"]).as_py() < 2:
         return Absent(name, title, "checkpoints of one epoch only were measured")
     variants, colour = sorted(set(shown["variant"].to_pylist())), dataset_colours(findings.names("dataset"))
-    figure, axes = panels(1, len(variants), 3.9, 3.2, sharey=True)
+    figure, axes = panels(1, len(variants), 3.7, 3.2, sharey=True)
     style = dashes(["matching tasks", "other tasks"])
     for panel, variant in zip(axes[0], variants, strict=True):
         _epoch_lines(panel, [row for row in shown.to_pylist() if row["variant"] == variant], colour)
         panel.set(title=short(variant), xlabel="epoch")
         panel.xaxis.get_major_locator().set_params(integer=True)
-    axes[0, 0].set_ylabel("mean gain over the base model")
+    axes[0, 0].set_ylabel(f"mean {_SCALED}")
     legend(
         figure,
         dataset=[key_line(dataset, color=tone, linestyle="-") for dataset, tone in colour.items()],
@@ -152,7 +160,7 @@ def _epoch_lines(axes: Axes, rows: list[dict[str, Any]], colour: dict[str, Any])
     for dataset, tone in colour.items():
         for matching in (True, False):
             line = [
-                (row["epoch"], row["gain_mean"])
+                (row["epoch"], row["scaled_gain_mean"])
                 for row in rows
                 if (row["dataset"], row["matching"]) == (dataset, matching)
             ]

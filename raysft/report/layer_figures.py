@@ -25,7 +25,7 @@ from raysft.report.plot import (
     plain_log_ticks,
     short,
 )
-from raysft.study.tables import aggregate
+from raysft.study.tables import aggregate, select
 
 _DEPTH = "depth (0 = first layer, 1 = last)"
 _STATE_DEPTH = "depth (0 = embeddings)"
@@ -42,7 +42,7 @@ def weight_change(findings: Findings) -> Plot | Absent:
     values = [("relative_change", how) for how in ("mean", "min", "max", "count")]
     shown = aggregate(known, ["variant", "model", "depth"], *values)
     variants, colour = sorted(set(shown["variant"].to_pylist())), model_colours(findings.names("model"))
-    figure, axes = panels(1, len(variants), 3.9, 3.2)
+    figure, axes = panels(1, len(variants), 3.6, 3.1)
     for panel, variant in zip(axes[0], variants, strict=True):
         for model, tone in colour.items():
             rows = _rows(shown, variant=variant, model=model)
@@ -69,7 +69,7 @@ def weight_change_and_gain(findings: Findings) -> Plot | Absent:
     if not shown.num_rows:
         return Absent(name, title, _why_none(ours))
     variants = sorted(set(shown["variant"].to_pylist()))
-    figure, axes = panels(1, len(variants), 3.9, 3.2, sharey=True)
+    figure, axes = panels(1, len(variants), 3.6, 3.1, sharey=True)
     for panel, variant in zip(axes[0], variants, strict=True):
         panel.axhline(0, color=NEUTRAL, linewidth=1)
         for scope, tone in _SCOPES.items():
@@ -111,7 +111,7 @@ def intrinsic_dimension(findings: Findings) -> Plot | Absent:
     shown = aggregate(known, keys, ("before", "mean"), ("after", "mean"), ("after", "count"))
     scale = _middle_scales(shown)
     variants, colour = sorted(set(shown["variant"].to_pylist())), model_colours(findings.names("model"))
-    figure, axes = panels(len(variants), len(scale), 3.2, 2.7, sharex=True, sharey=True)
+    figure, axes = panels(len(variants), len(scale), 2.8, 2.6, sharex=True, sharey=True)
     for row, variant in zip(axes, variants, strict=True):
         for panel, (estimator, neighbours) in zip(row, scale.items(), strict=True):
             for model, tone in colour.items():
@@ -140,7 +140,7 @@ def dimension_by_scale(findings: Findings) -> Plot | Absent:
     central = known.filter(pc.equal(known["depth"], middle))
     shown = aggregate(central, ["variant", "model", "scale"], ("before", "mean"), ("after", "mean"), ("after", "count"))
     variants, colour = sorted(set(shown["variant"].to_pylist())), model_colours(findings.names("model"))
-    figure, axes = panels(1, len(variants), 3.9, 3.0, sharey=True)
+    figure, axes = panels(1, len(variants), 3.6, 3.0, sharey=True)
     for panel, variant in zip(axes[0], variants, strict=True):
         for model, tone in colour.items():
             _before_and_after(panel, _rows(shown, variant=variant, model=model), "scale", tone)
@@ -172,5 +172,5 @@ def _dimension_legend(figure: Any, colour: dict[str, Any]) -> None:
     legend(figure, model=models, measured=[key_line(side, linestyle=line) for side, line in sides])
 
 
-def _rows(table: pa.Table, **equal: Any) -> list[dict[str, Any]]:
-    return [row for row in table.to_pylist() if all(row[name] == value for name, value in equal.items())]
+def _rows(table: pa.Table, **equal: str | int) -> list[dict[str, Any]]:
+    return select(table, **equal).to_pylist()

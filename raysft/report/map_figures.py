@@ -33,15 +33,12 @@ def model_map(findings: Findings) -> Plot | Absent:
     rows = table.to_pylist()
     if len(rows) < 2:
         return Absent(name, title, "log-likelihoods of fewer than two models are known")
-    figure, axes = panels(1, 2, 4.6, 4.3, sharex=True, sharey=True)
+    figure, axes = panels(1, 2, 4.2, 4.2, sharex=True, sharey=True)
     sign = markers(findings.variants)
     colours = {"model": model_colours(findings.names("model")), "dataset": dataset_colours(findings.names("dataset"))}
     for panel, (axis, colour) in zip(axes[0], colours.items(), strict=True):
         _trails(panel, rows)
-        for row in rows:
-            if row["trial"] is not None:
-                look = {"color": colour[row[axis]], "marker": sign[row["variant"]], "s": 10 + 8 * row["epoch"] ** 0.5}
-                panel.scatter(row["x"], row["y"], edgecolor="white", linewidth=0.4, zorder=3, **look)
+        _checkpoints(panel, rows, axis, colour, sign)
         _bases(panel, rows)
         panel.set_title(f"by {axis}")
         panel.set(xticks=[], yticks=[], xlabel="", ylabel="")
@@ -64,6 +61,17 @@ def _trails(axes: Axes, rows: list[Row]) -> None:
         trails[row["trial"]].append(row)
     for trail in trails.values():
         axes.plot([row["x"] for row in trail], [row["y"] for row in trail], color=NEUTRAL, linewidth=0.6, alpha=0.7)
+
+
+def _checkpoints(axes: Axes, rows: list[Row], axis: str, colour: dict[str, Any], sign: dict[str, str]) -> None:
+    alike: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["trial"] is not None:
+            alike[row[axis], row["variant"]].append(row)
+    for (name, variant), group in alike.items():
+        x, y, sizes = zip(*((row["x"], row["y"], 10 + 8 * row["epoch"] ** 0.5) for row in group), strict=True)
+        look = {"color": colour[name], "marker": sign[variant]}
+        axes.scatter(x, y, s=sizes, edgecolor="white", linewidth=0.4, zorder=3, **look)
 
 
 def _bases(axes: Axes, rows: list[Row]) -> None:

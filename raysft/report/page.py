@@ -24,6 +24,7 @@ from raysft.report.words import Listing, best_datasets, costs, failures, headlin
 
 _PIXELS_PER_POINT = 4 / 3
 _PNG_DPI = 140
+_NARROWEST = 0.75  # of its own width: below that, a figure's text is too small and it scrolls instead
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def inline_svg(svg: str, name: str, title: str) -> Markup:
     body = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", body)
     points = float(re.search(r'width="([\d.]+)pt"', body)[1])  # type: ignore[index]  # matplotlib always writes it
     widest = round(points * _PIXELS_PER_POINT)
-    style = f"width:100%;max-width:{widest}px;min-width:{round(widest * 0.62)}px;height:auto"
+    style = f"width:100%;max-width:{widest}px;min-width:{round(widest * _NARROWEST)}px;height:auto"
     body = re.sub(r' width="[\d.]+pt"', "", re.sub(r' height="[\d.]+pt"', "", body, count=1), count=1)
     return Markup(body.replace("<svg", f'<svg role="img" aria-label="{escape(title)}" style="{style}"', 1))
 

@@ -59,7 +59,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 _DASHES = ("-", "--", ":", "-.")
 _LONGEST = 30
 _LEGEND_ROWS_PER_INCH = 5.2
-_INCHES_PER_LETTER = 0.078
+_INCHES_PER_LETTER = 0.075
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,8 @@ def model_colours(names: Sequence[str]) -> dict[str, Any]:
 
 
 def _coloured(names: Sequence[str], palette: Sequence[Any]) -> dict[str, Any]:
-    enough = palette if len(names) <= len(palette) else sns.husl_palette(len(names), l=0.55)
+    enough = palette if len(names) <= len(palette) else sns.color_palette("tab20", 20)
+    enough = enough if len(names) <= len(enough) else sns.husl_palette(len(names), l=0.55)
     return dict(zip(names, enough, strict=False))
 
 
@@ -167,7 +168,11 @@ def legend(figure: Figure, **groups: Sequence[Line2D]) -> None:
         entry for name, group in shown.items() for entry in (Line2D([], [], linestyle="none", label=name), *group)
     ]
     rows = max(1, int(figure.get_figheight() * _LEGEND_ROWS_PER_INCH))
-    drawn = figure.legend(handles=entries, loc="outside right upper", ncols=-(-len(entries) // rows), alignment="left")
+    columns = -(-len(entries) // rows)
+    # The panels keep their size: the figure grows by what the legend takes.
+    longest = max((len(str(entry.get_label())) for entry in entries), default=0)
+    figure.set_figwidth(figure.get_figwidth() + columns * (0.6 + _INCHES_PER_LETTER * longest))
+    drawn = figure.legend(handles=entries, loc="outside right upper", ncols=columns, alignment="left")
     for text in drawn.get_texts():
         if text.get_text() in shown:
             text.set_fontweight("bold")
@@ -191,6 +196,8 @@ def heat(axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[
     axes.set_facecolor(MISSING)
     axes.grid(False)
     look = {"cmap": DIVERGING, "linewidths": 0.8, "linecolor": "white", **options}
+    # Left to itself seaborn draws the whole figure to see whether names overlap.
+    look |= {"xticklabels": False, "yticklabels": False}
     sns.heatmap(values, ax=axes, mask=~np.isfinite(values), **look)
     axes.set_xticks(
         np.arange(len(columns)) + 0.5,

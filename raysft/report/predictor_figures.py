@@ -24,6 +24,7 @@ from raysft.report.plot import (
 )
 from raysft.study.cells import Slice, gain_cells, slices
 from raysft.study.correlate import dataset_properties, task_similarities
+from raysft.study.tables import select
 
 # What a family of properties is called, and its members in the order in which they are preferred.
 FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -45,7 +46,7 @@ def gain_against(findings: Findings, family: str) -> Plot | Absent:
     parts = _main_parts(findings)
     if not shown or not parts:
         return Absent(name, title, f"no {family} of the data was measured" if parts else "no checkpoint was measured")
-    figure, axes = panels(len(parts), len(shown), 4.2, 2.9, sharey="row", sharex="col")
+    figure, axes = panels(len(parts), len(shown), 3.7, 2.8, sharey="row", sharex="col")
     colour, marker = dataset_colours(findings.names("dataset")), markers(findings.names("model"))
     points: list[dict[str, Any]] = []
     for row, part in zip(axes, parts, strict=True):
@@ -53,8 +54,8 @@ def gain_against(findings: Findings, family: str) -> Plot | Absent:
             found = _points(part, member, measured[member])
             points += found
             for point in found:
-                look = {"color": colour[point["dataset"]], "marker": marker[point["model"]], "s": 34}
-                panel.scatter(point["value"], point["gain"], edgecolor="white", linewidth=0.5, **look)
+                look = {"color": colour[point["dataset"]], "marker": marker[point["model"]], "markersize": 6}
+                panel.plot(point["value"], point["gain"], markeredgecolor="white", markeredgewidth=0.5, **look)
             _dress(panel, short(part.variant), member, f"gain, {part.scope} tasks")
     legend(
         figure,
@@ -76,7 +77,7 @@ def gain_against_similarity(findings: Findings) -> Plot | Absent:
     if not cells:
         return Absent(name, title, "no similarity of a trained dataset and a measured task is known")
     variants = sorted({cell.variant for cell in cells})
-    figure, axes = panels(1, len(variants), 4.2, 3.2, sharey=True, sharex=True)
+    figure, axes = panels(1, len(variants), 3.7, 3.1, sharey=True, sharex=True)
     points = [
         {**vars(cell), "property": "similarity", "value": similarity[cell.model, cell.dataset, cell.task]}
         for cell in cells
@@ -128,9 +129,7 @@ def _dress(axes: Axes, title: str, property_name: str, gain: str) -> None:
 
 def _numbers(findings: Findings, predictor: str, variant: str, scope: str) -> str:
     """One line: the plain coefficient and the one with fixed effects, or why there is none."""
-    table = findings.study["correlations"]
-    wanted = {"predictor": predictor, "variant": variant, "scope": scope}
-    rows = [row for row in table.to_pylist() if all(row[key] == value for key, value in wanted.items())]
+    rows = select(findings.study["correlations"], predictor=predictor, variant=variant, scope=scope).to_pylist()
     head = f"{predictor.replace('_', ' ').capitalize()}, {variant}:"
     if not rows:
         return f"{head} no coefficient."

@@ -40,7 +40,7 @@ def coverage(findings: Findings) -> Plot | Absent:
     shown = aggregate(findings.trials, ["variant", "model", "dataset", "state"], ("trial", "count"))
     rows, models, datasets = shown.to_pylist(), findings.names("model"), findings.names("dataset")
     variants = sorted({row["variant"] for row in rows})
-    figure, axes = heat_panels((1, len(variants)), (models, datasets), cell=(0.55, 0.34), beside=1.0)
+    figure, axes = heat_panels((1, len(variants)), (models, datasets), cell=(0.55, 0.34), beside=0.0)
     for panel, variant in zip(axes[0], variants, strict=True):
         ours = [row for row in rows if row["variant"] == variant]
         worst, counts = _states(ours, models, datasets)
@@ -75,7 +75,7 @@ def training_loss(findings: Findings) -> Plot | Absent:
     shown = aggregate(known, ["dataset", "variant", "model", "at_epoch"], ("loss", "mean"), ("loss", "count"))
     datasets = sorted(set(shown["dataset"].to_pylist()))
     rows = -(-len(datasets) // _MOST_COLUMNS)
-    figure, axes = panels(rows, -(-len(datasets) // rows), 2.9, 2.5, sharey=True)
+    figure, axes = panels(rows, -(-len(datasets) // rows), 2.7, 2.5, sharey=True)
     colour, style = model_colours(findings.names("model")), dashes(findings.variants)
     for panel in axes.ravel()[len(datasets) :]:
         panel.set_axis_off()

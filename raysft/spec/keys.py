@@ -50,7 +50,7 @@ def model_identity(model: ModelSpec) -> Identity:
     """What the base model is: its files' digest, its hub revision, or its recipe."""
     if model.micro is not None:
         recipe = model.micro.model_dump(mode="json", exclude={"texts"})
-        texts = [_file_digest(Path(text), f"models.{model.name}.micro.texts") for text in model.micro.texts]
+        texts = [file_digest(Path(text), f"models.{model.name}.micro.texts") for text in model.micro.texts]
         return {"micro": recipe, "texts": texts, "generated_text": GENERATED_TEXT_VERSION if model.micro.corpus else 0}
     if model.path is not None:
         return {"folder": folder_digest(model.path, f"models.{model.name}.path")}
@@ -68,7 +68,7 @@ def dataset_identity(sweep: Sweep, dataset: DatasetSpec) -> Identity:
         "where": {column: sorted(values) for column, values in dataset.where.items()},
     }
     if dataset.path is not None:
-        return {"file": _file_digest(dataset.path, f"datasets.{dataset.name}.path"), **selection}
+        return {"file": file_digest(dataset.path, f"datasets.{dataset.name}.path"), **selection}
     source = {"hub": dataset.hub, "revision": dataset.revision, "subset": dataset.subset, "split": dataset.split}
     return {**source, **selection}
 
@@ -82,7 +82,7 @@ def folder_digest(folder: Path, where: str) -> str:
         raise SpecError(f"{where}: {folder} holds no config.json, so it is not a model folder")
     if not any(path.suffix == ".safetensors" for path in files):
         raise SpecError(f"{where}: {folder} holds no .safetensors file; pickled weights are not read")
-    contents = {path.name: _file_digest(path, where) for path in files if path.name != "manifest.json"}
+    contents = {path.name: file_digest(path, where) for path in files if path.name != "manifest.json"}
     return hashlib.sha256(canonical_json(contents).encode()).hexdigest()
 
 
@@ -91,7 +91,8 @@ def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _file_digest(path: Path, where: str) -> str:
+def file_digest(path: Path, where: str) -> str:
+    """SHA-256 of a file's content; SpecError, starting with `where`, if there is no such file."""
     if not path.is_file():
         raise SpecError(f"{where}: no file {path}")
     status = path.stat()

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from raysft.spec.benchmarks import task_identity
 from raysft.spec.grid import BlockCount, Trial, expand, template_of
-from raysft.spec.keys import Identity, dataset_identity, key_of, model_identity, text_digest
+from raysft.spec.keys import Identity, dataset_identity, file_digest, key_of, model_identity, text_digest
 from raysft.spec.sweep import ModelSpec, Sweep
 from raysft.store.layout import Storage
 from raysft.store.results import scan_results
@@ -170,7 +171,8 @@ def likelihood_identity(sweep: Sweep) -> Identity:
     """What the fixed text set of the log-likelihood probe is."""
     probe = sweep.probes.log_likelihood
     assert probe is not None
-    texts = probe.texts if isinstance(probe.texts, str) else text_digest(probe.texts.read_text(encoding="utf-8"))
+    named = isinstance(probe.texts, str)
+    texts = probe.texts if named else file_digest(Path(probe.texts), "probes.log_likelihood.texts")
     return {"texts": texts, "max_length": probe.max_length}
 
 

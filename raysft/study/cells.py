@@ -18,7 +18,7 @@ SCOPES = ("all", "matching", "other")
 
 @dataclass(frozen=True)
 class Cell:
-    """The final gain of one (variant, model, dataset, task), averaged over seeds."""
+    """The final scaled gain of one (variant, model, dataset, task), averaged over seeds."""
 
     variant: str
     model: str
@@ -48,8 +48,8 @@ class Slice:
 def gain_cells(gains: pa.Table) -> list[Cell]:
     """Every cell of the main slice, sorted."""
     keys = ["variant", "model", "dataset", "task", "matching"]
-    rows = aggregate(final_gains(gains), keys, ("gain", "mean")).to_pylist()
-    return [Cell(**{key: row[key] for key in keys}, gain=row["gain_mean"]) for row in rows]
+    rows = aggregate(final_gains(gains), keys, ("scaled_gain", "mean")).to_pylist()
+    return [Cell(**{key: row[key] for key in keys}, gain=row["scaled_gain_mean"]) for row in rows]
 
 
 def slices(cells: list[Cell]) -> Iterator[Slice]:

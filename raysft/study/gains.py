@@ -81,6 +81,7 @@ def _with_differences(joined: pa.Table) -> pa.Table:
     # A task that does not say is taken as higher-is-better, as lm-eval does.
     sign = np.where(pc.fill_null(joined["higher_is_better"], True).to_numpy(), 1.0, -1.0)
     gain = sign * (score - base)
+    scale = _scales(tasks, metrics, np.maximum(np.abs(score), np.abs(base)))
     fields = {
         "primary": _primary(tasks, metrics),
         "matching": pa.array(map(matches, texts(joined, "dataset"), tasks), pa.bool_()),
@@ -90,6 +91,8 @@ def _with_differences(joined: pa.Table) -> pa.Table:
         "score_stderr": real_array(score_error),
         "stderr": real_array(error),
         "z": real_array(ratio(gain, error)),
+        "scale": real_array(scale),
+        "scaled_gain": real_array(gain / scale),
         "bits_gain": real_array(reals(joined, "base_bits") - reals(joined, "bits_per_byte")),
     }
     kept = joined.drop_columns([name for name in fields if name in joined.column_names])
@@ -109,6 +112,18 @@ def _floored(error: Reals, value: Reals, items: Reals, metrics: list[str]) -> Re
     p = (value * items + 2) / (items + 4)
     with np.errstate(invalid="ignore"):
         return np.where(certain, np.sqrt(p * (1 - p) / (items + 4)), error)
+
+
+def _scales(tasks: list[str], metrics: list[str], magnitude: Reals) -> Reals:
+    """For each row the smallest of 1, 10, 100, ... that holds every score of its task and metric.
+
+    Benchmarks are scored on 0 to 1, 1 to 10 or 0 to 100; without this a mean over tasks is a mean of the last kind.
+    """
+    largest: dict[tuple[str, str], float] = {}
+    places = list(zip(tasks, metrics, strict=True))
+    for place, value in zip(places, magnitude, strict=True):
+        largest[place] = max(largest.get(place, 0.0), value)
+    return np.array([10.0 ** max(0, np.ceil(np.log10(largest[place] or 1.0))) for place in places])
 
 
 def ratio(top: Reals, bottom: Reals) -> Reals:
@@ -138,7 +153,7 @@ def gain_matrix(gains: pa.Table) -> pa.Table:
     """
     by_model = _mean_over_seeds(final_gains(gains))
     keys = ["variant", "dataset", "task", "matching"]
-    means = ("gain", "mean"), ("bits_gain", "mean")
+    means = ("gain", "mean"), ("scaled_gain", "mean"), ("bits_gain", "mean")
     cells = aggregate(by_model, keys, *means, ("gain", "count"), ("cells", "sum"), ("variance", "list"))
     rows = [_matrix_row(cell) for cell in cells.to_pylist()]
     return from_rows(rows, GAIN_MATRIX)
@@ -153,6 +168,7 @@ def _mean_over_seeds(final: pa.Table) -> pa.Table:
         [
             ("gain", "mean"),
             ("gain", "count"),
+            ("scaled_gain", "mean"),
             ("bits_gain", "mean"),
             ("base_variance", "mean", strict),
             ("score_variance", "mean", strict),
@@ -163,6 +179,7 @@ def _mean_over_seeds(final: pa.Table) -> pa.Table:
         {
             **{key: grouped[key] for key in keys},
             "gain": grouped["gain_mean"],
+            "scaled_gain": grouped["scaled_gain_mean"],
             "bits_gain": grouped["bits_gain_mean"],
             "cells": grouped["gain_count"],
             "variance": real_array(shared + own / reals(grouped, "gain_count")),
@@ -180,6 +197,7 @@ def _matrix_row(cell: dict[str, object]) -> dict[str, object]:
         "gain": gain,
         "stderr": error,
         "z": gain / error if error > 0 else np.nan,
+        "scaled_gain": cell["scaled_gain_mean"],
         "bits_gain": cell["bits_gain_mean"],
         "models": cell["gain_count"],
         "cells": cell["cells_sum"],

@@ -109,7 +109,7 @@ def project(vectors: Reals) -> tuple[Reals, str, float]:
     from sklearn.manifold import TSNE
 
     perplexity = min(_PERPLEXITY, (len(vectors) - 1) / 3)
-    layout = TSNE(2, perplexity=perplexity, init="pca", method="exact", random_state=_SEED)
+    layout = TSNE(2, perplexity=perplexity, init="pca", random_state=_SEED)
     # Sums over several threads depend on their number; a report must not.
     with threadpool_limits(1):
         return np.asarray(layout.fit_transform(vectors), dtype=np.float64), "tsne", perplexity

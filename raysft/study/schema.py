@@ -25,6 +25,8 @@ GAINS = pa.schema(
         column("score_stderr", REAL, "standard error of the checkpoint's score, floored (see docs/study.md)"),
         column("stderr", REAL, "sqrt(base_stderr^2 + score_stderr^2)"),
         column("z", REAL, "gain / stderr; null where stderr is null or zero"),
+        column("scale", REAL, "smallest power of ten, from 1, that holds every score of the task and metric"),
+        column("scaled_gain", REAL, "gain / scale: what is averaged over tasks and correlated"),
         column("bits_gain", REAL, "fall in bits per byte of the gold answers; positive = better", "bits/byte"),
     ]
 )
@@ -38,6 +40,7 @@ GAIN_MATRIX = pa.schema(
         column("gain", REAL, "mean over models of the mean over seeds of the final gain"),
         column("stderr", REAL, "item-sampling standard error of that mean; seeds share their base model's error"),
         column("z", REAL, "gain / stderr; null where stderr is null or zero"),
+        column("scaled_gain", REAL, "the same mean of scaled_gain"),
         column("bits_gain", REAL, "the same mean of bits_gain", "bits/byte"),
         column("models", WHOLE, "base models averaged"),
         column("cells", WHOLE, "checkpoints averaged"),

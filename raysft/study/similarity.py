@@ -39,7 +39,9 @@ def similarity_table(gains: pa.Table) -> pa.Table:
     for each (dataset, variant, seed, task). Only entries that both vectors have count.
     """
     final = final_gains(gains)
-    rows = [row for kind, entries in ENTRIES.items() for row in _pairs(kind, pivot(final, entries, kind, "gain"))]
+    rows = [
+        row for kind, entries in ENTRIES.items() for row in _pairs(kind, pivot(final, entries, kind, "scaled_gain"))
+    ]
     return from_rows(rows, SIMILARITY)
 
 

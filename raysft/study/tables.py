@@ -73,6 +73,13 @@ def texts(table: pa.Table, name: str) -> list[str]:
     return pc.fill_null(table[name], "").to_pylist()
 
 
+def select(table: pa.Table, **equal: str | int) -> pa.Table:
+    """The rows whose columns equal the given values."""
+    for name, value in equal.items():
+        table = table.filter(pc.equal(table[name], value))
+    return table
+
+
 def from_rows(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """Rows as a table of `schema`; NaN becomes null."""
     table = pa.Table.from_pylist(rows, schema=schema)

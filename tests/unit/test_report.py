@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pyarrow.csv as pacsv
 import pytest
-from synthetic_tables import Sweep, synthetic_tables, write_tables
 
 from raysft.report import write_report
 from raysft.study import run_study
+from tests.unit.synthetic_tables import Sweep, synthetic_tables, write_tables
 
 pytestmark = pytest.mark.unit
 

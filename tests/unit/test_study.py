@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from synthetic_tables import ITEMS, LOSS, OWN, SYNERGY, Sweep, score_row, synthetic_tables, write_tables
 
 from raysft.store.schema import TABLES
 from raysft.study.association import associate, within
@@ -23,6 +22,7 @@ from raysft.study.run import Study, run_study, study_of
 from raysft.study.schema import STUDY_TABLES
 from raysft.study.similarity import cluster, correlation_matrix, linkage_table, similarity_table
 from raysft.study.variants import trial_variants
+from tests.unit.synthetic_tables import ITEMS, LOSS, OWN, SYNERGY, Sweep, score_row, synthetic_tables, write_tables
 
 pytestmark = pytest.mark.unit
 
@@ -89,6 +89,17 @@ def test_two_base_scores_for_one_cell_are_refused_by_name() -> None:
     twice = {"model": "m", "epoch": 0, "task": "t", "metric": "acc", "value": 0.1}
     with pytest.raises(ValueError, match="2 base rows for m, t, acc"):
         gain_table(scores(twice, twice), {})
+
+
+def test_tasks_on_different_scales_count_alike_once_averaged() -> None:
+    tenth, hundredth = ({"task": "t", "metric": "acc", "model": "m", "value": value} for value in (0.2, 20.0))
+    trial = {"trial": "x", "dataset": "d", "method": "full", "epoch": 1}
+    rows = [{**tenth, "epoch": 0}, {**tenth, **trial, "value": 0.5}]
+    rows += [{**hundredth, "task": "u", "epoch": 0}, {**hundredth, **trial, "task": "u", "value": 50.0}]
+    table = gain_table(scores(*rows), {})
+    assert table["scale"].to_pylist() == [1, 100]
+    assert table["gain"].to_pylist() == pytest.approx([0.3, 30])
+    assert table["scaled_gain"].to_pylist() == pytest.approx([0.3, 0.3])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,269 @@
+"""What must not change the numbers of a training, and what must: over three architectures and both methods."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from raysft.corpus.batching import global_batch
+from raysft.models.methods import Tuned, apply_method
+from raysft.probes.weight_change import low_rank_norm, weight_change
+from raysft.spec.sweep import MethodSpec
+from raysft.training.loop import DivergenceError, EpochStats, Job, learning_rate_at, make_optimizer, train
+from raysft.training.loss import token_log_probabilities
+from raysft.training.state import has_state, load_state, save_state
+from tests.invariants.tiny_models import FAMILIES, optimisation, random_rows, tiny_base
+
+pytestmark = pytest.mark.invariants
+
+METHODS = {
+    "full": MethodSpec(name="full", kind="full"),
+    "lora": MethodSpec(name="lora", kind="lora", rank=4, alpha=8, dropout=0.1),
+}
+CASES = [(family, method) for family in FAMILIES for method in METHODS]
+
+
+def _job(**changes: Any) -> Job:
+    given: dict[str, Any] = {
+        "rows": random_rows(20),
+        "settings": optimisation(),
+        "seed": 0,
+        "epochs": 2,
+        "pad_id": 0,
+        "token_budget": 64,
+        "device": torch.device("cpu"),
+    }
+    return Job(**{**given, **changes})
+
+
+def _train(family: str, method: MethodSpec, job: Job) -> tuple[list[EpochStats], dict[str, torch.Tensor]]:
+    tuned = apply_method(tiny_base(family), method, job.seed)
+    return _train_tuned(tuned, job), _weights(tuned)
+
+
+def _train_tuned(tuned: Tuned, job: Job) -> list[EpochStats]:
+    history: list[EpochStats] = []
+    optimizer = make_optimizer([parameter for _, parameter in tuned.trainable()], job.settings)
+    assert train(tuned.model, optimizer, job, history.append)
+    return history
+
+
+def _weights(tuned: Tuned) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in tuned.trainable()}
+
+
+@pytest.mark.parametrize(("family", "kind"), CASES)
+def test_the_token_budget_does_not_change_the_numbers(family: str, kind: str) -> None:
+    method = METHODS[kind].model_copy(update={"dropout": 0.0})  # dropout draws one mask for each micro-batch
+    histories, weights = zip(
+        *(_train(family, method, _job(token_budget=budget)) for budget in (1, 64, 4096)), strict=True
+    )
+    for history, weight in zip(histories[1:], weights[1:], strict=True):
+        for mine, first in zip(history, histories[0], strict=True):
+            assert mine.loss == pytest.approx(first.loss, rel=1e-5)
+            assert mine.grad_norm == pytest.approx(first.grad_norm, rel=1e-4)
+        for name, tensor in weight.items():
+            torch.testing.assert_close(tensor, weights[0][name], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(("family", "kind"), CASES)
+def test_stopped_and_resumed_is_straight_bit_for_bit(family: str, kind: str, tmp_path: Path) -> None:
+    job = _job(epochs=3)
+    straight_history, straight = _train(family, METHODS[kind], job)
+
+    first = apply_method(tiny_base(family), METHODS[kind], job.seed)
+    optimizer = make_optimizer([parameter for _, parameter in first.trainable()], job.settings)
+    epochs: list[EpochStats] = []
+    stopped = train(first.model, optimizer, job, epochs.append, should_stop=lambda: len(epochs) == 1)
+    assert not stopped
+    first.save(tmp_path)
+    save_state(tmp_path, optimizer, first.trainable(), epoch=1)
+
+    assert has_state(tmp_path)
+    second = apply_method(tiny_base(family), METHODS[kind], job.seed + 7)  # nothing of its own start may survive
+    second.load(tmp_path)
+    optimizer = make_optimizer([parameter for _, parameter in second.trainable()], job.settings)
+    done = load_state(tmp_path, optimizer, second.trainable())
+    assert train(second.model, optimizer, job, epochs.append, done_epochs=done)
+    assert epochs == straight_history
+    for name, tensor in _weights(second).items():
+        assert torch.equal(tensor, straight[name]), name
+
+
+@pytest.mark.parametrize(("family", "kind"), CASES)
+def test_the_seed_decides_everything(family: str, kind: str) -> None:
+    same, other = _train(family, METHODS[kind], _job()), _train(family, METHODS[kind], _job(seed=1))
+    again = _train(family, METHODS[kind], _job())
+    assert same[0] == again[0]
+    assert all(torch.equal(same[1][name], again[1][name]) for name in same[1])
+    assert same[0] != other[0]
+
+
+def test_the_seed_draws_the_lora_matrices() -> None:
+    drawn = [_weights(apply_method(tiny_base("llama"), METHODS["lora"], seed)) for seed in (0, 0, 1)]
+    name = next(name for name in drawn[0] if "lora_A" in name)
+    assert torch.equal(drawn[0][name], drawn[1][name])
+    assert not torch.equal(drawn[0][name], drawn[2][name])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_losses_are_those_of_a_plain_loop(family: str) -> None:
+    """A loop without any of our parts: one row at a time, all logits, labels shifted by the model."""
+    job = _job(epochs=1)
+    history, weights = _train(family, METHODS["full"], job)
+    model = tiny_base(family).model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=job.settings.weight_decay)
+    losses = []
+    for step in range(3):
+        rows = [job.rows[index] for index in global_batch(20, 8, 0, 1, step)]
+        count = sum(row.supervised for row in rows)
+        optimizer.zero_grad()
+        total = 0.0
+        for row in rows:
+            ids = torch.tensor([row.ids])
+            labels = ids.clone()
+            labels[0, : row.supervised_from] = -100
+            loss = model(input_ids=ids, labels=labels).loss * row.supervised
+            (loss / count).backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = learning_rate_at(job.settings, step, 3)
+        optimizer.step()
+        losses.append((total, count))
+    mean = sum(total for total, _ in losses) / sum(count for _, count in losses)
+    assert history[0].loss == pytest.approx(mean, rel=1e-5)
+    assert history[0].last_loss == pytest.approx(losses[-1][0] / losses[-1][1], rel=1e-5)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(weights[name], parameter.detach(), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scoring_some_positions_gives_their_full_logits(family: str) -> None:
+    from raysft.corpus.batching import pad_rows
+
+    model, batch = tiny_base(family).model.eval(), pad_rows(random_rows(5), 0)
+    with torch.no_grad():
+        scored = token_log_probabilities(model, batch)
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1]
+        every = logits.float().log_softmax(-1).gather(-1, batch.input_ids[:, 1:, None])[..., 0]
+    torch.testing.assert_close(scored, every[batch.supervised[:, 1:]], rtol=1e-5, atol=1e-5)
+
+
+def test_out_of_memory_halves_the_budget_and_keeps_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from raysft.training import loop
+
+    expected, _ = _train("llama", METHODS["full"], _job(epochs=1, token_budget=4096))
+    real = loop.summed_loss
+
+    def starved(model: Any, batch: Any) -> torch.Tensor:
+        if batch.input_ids.numel() > 100:
+            raise torch.OutOfMemoryError("injected")
+        return real(model, batch)
+
+    monkeypatch.setattr(loop, "summed_loss", starved)
+    history, _ = _train("llama", METHODS["full"], _job(epochs=1, token_budget=4096))
+    assert history[0].oom_retries >= 1
+    assert history[0].loss == pytest.approx(expected[0].loss, rel=1e-5)
+
+
+def test_out_of_memory_at_the_floor_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    from raysft.training import loop
+
+    def starved(model: Any, batch: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("injected")
+
+    monkeypatch.setattr(loop, "summed_loss", starved)
+    with pytest.raises(torch.OutOfMemoryError):
+        _train("llama", METHODS["full"], _job())
+
+
+def test_divergence_stops_the_trial_with_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    from raysft.training import loop
+
+    calls = iter(range(100))
+    real = loop.summed_loss
+    monkeypatch.setattr(loop, "summed_loss", lambda m, b: real(m, b) * (math.nan if next(calls) == 1 else 1))
+    tuned = apply_method(tiny_base("llama"), METHODS["full"], 0)
+    with pytest.raises(DivergenceError, match="at step 2, epoch 1"):
+        _train_tuned(tuned, _job(token_budget=4096))
+    assert all(bool(tensor.isfinite().all()) for tensor in _weights(tuned).values())
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_base_is_whole_again_after_a_trial(kind: str) -> None:
+    base = tiny_base("llama")
+    tuned = apply_method(base, METHODS[kind], 0)
+    _train_tuned(tuned, _job(epochs=1))
+    tuned.detach()
+    assert set(dict(base.model.named_parameters())) == set(base.original)
+    for name, parameter in base.model.named_parameters():
+        assert torch.equal(parameter, base.original[name]), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_measuring_a_merged_lora_leaves_the_base_exact(family: str) -> None:
+    tuned = apply_method(tiny_base(family), METHODS["lora"], 0)
+    _train_tuned(tuned, _job(epochs=1))
+    ids = torch.tensor([list(random_rows(1)[0].ids)])
+    tuned.model.eval()
+    with torch.no_grad():
+        adapted = tuned.model(input_ids=ids).logits
+        with tuned.plain() as model:
+            torch.testing.assert_close(model(input_ids=ids).logits, adapted, rtol=1e-4, atol=1e-5)
+    frozen = {name: module.get_base_layer().weight for name, module in tuned.lora_modules()}
+    assert len(frozen) == 2 * 7
+    assert all(torch.equal(weight, tuned.base.original[f"{name}.weight"]) for name, weight in frozen.items())
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_only_the_layers_of_a_depth_range_move(kind: str) -> None:
+    method = METHODS[kind].model_copy(update={"depth": (0.9, 1.0)})
+    tuned = apply_method(tiny_base("llama"), method, 0)
+    _train_tuned(tuned, _job(epochs=1))
+    changed = {row["layer"] for row in weight_change(tuned).to_pylist() if row["change_norm"] > 0}
+    assert changed == {1}
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_checkpoint_holds_the_trained_weights(kind: str, tmp_path: Path) -> None:
+    tuned = apply_method(tiny_base("gemma2"), METHODS[kind], 0)
+    _train_tuned(tuned, _job(epochs=1))
+    tuned.save(tmp_path)
+    weights = _weights(tuned)
+    other = apply_method(tiny_base("gemma2"), METHODS[kind], 5)
+    other.load(tmp_path)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in _weights(other).items())
+    if kind == "lora":
+        saved = sum(tensor.numel() for tensor in load_file(tmp_path / "adapter_model.safetensors").values())
+        assert saved == sum(tensor.numel() for tensor in weights.values())
+
+
+def test_low_rank_norms_are_those_of_the_merged_difference() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(4, 30, generator=generator, dtype=torch.float64)
+    b = torch.randn(20, 4, generator=generator, dtype=torch.float64)
+    assert low_rank_norm(a, b, 1.7) == pytest.approx(float(torch.linalg.matrix_norm(1.7 * b @ a)), rel=1e-10)
+
+
+def test_weight_change_of_a_known_step() -> None:
+    tuned = apply_method(tiny_base("llama"), METHODS["full"], 0)
+    name = "model.layers.1.mlp.up_proj.weight"
+    with torch.no_grad():
+        dict(tuned.model.named_parameters())[name].mul_(1.25)
+    rows = {row["tensor"]: row for row in weight_change(tuned).to_pylist()}
+    assert rows[name]["relative_change"] == pytest.approx(0.25, rel=1e-5)
+    assert (rows[name]["layer"], rows[name]["depth"], rows[name]["module"]) == (1, 1.0, "up_proj")
+    assert rows["model.layers.0.mlp.up_proj.weight"]["relative_change"] == 0
+    assert rows["model.layers.0.mlp.up_proj.weight"]["zero_fraction"] == 1
+
+
+def test_learning_rates() -> None:
+    cosine = optimisation(learning_rate=1.0, warmup_steps=2)
+    assert [learning_rate_at(cosine, step, 6) for step in (0, 1, 2, 4)] == pytest.approx([0.5, 1.0, 1.0, 0.5])
+    constant = optimisation(learning_rate=1.0, warmup_steps=2, schedule="constant")
+    assert [learning_rate_at(constant, step, total) for step, total in ((0, 6), (0, 60), (5, 6))] == [0.5, 0.5, 1.0]

@@ -1,0 +1,146 @@
+"""The command line as a user meets it: help, one-line mistakes with exit code 2, JSON that parses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from raysft.cli import app
+
+pytestmark = pytest.mark.unit
+
+Content = dict[str, Any]
+Write = Callable[[Content], Path]
+SWEEPS = Path(__file__).parents[2] / "sweeps"
+
+
+def _call(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_every_command_has_help() -> None:
+    names = ("init", "plan", "run", "embed", "status", "reduce", "study", "report", "doctor")
+    assert all(name in _call("--help").stdout for name in names)
+    for name in names:
+        shown = _call(name, "--help")
+        assert shown.exit_code == 0
+        assert len(shown.stdout) > 200
+
+
+def test_plan_of_the_papers_grid() -> None:
+    facts = json.loads(_call("plan", SWEEPS / "massive_sft.yaml", "--json").stdout)
+    assert (facts["trials"], facts["checkpoints"]) == (341, 1070)
+    assert "1070 fine-tuned checkpoints" in _call("plan", SWEEPS / "massive_sft.yaml").stdout
+
+
+def _break_dataset(content: Content, text: str) -> None:
+    path = Path(content["storage"]).parent / "rows.jsonl"
+    path.write_text(text)
+    content["datasets"] = [{"name": "mine", "path": str(path)}]
+    content["grid"][0]["sizes"] = ["all"]
+
+
+def _storage_in_a_file(content: Content) -> None:
+    file = Path(content["storage"]).parent / "file"
+    file.write_text("")
+    content["storage"] = str(file / "below")
+
+
+BAD: dict[str, tuple[Callable[[Content], Any], str]] = {
+    "unknown field": (lambda c: c.update(modles=[]), "modles: unknown field; valid: name, storage, models"),
+    "wrong type": (lambda c: c["training"].update(batch_size="many"), "training.batch_size"),
+    "duplicated axis value": (
+        lambda c: c["grid"][0].update(seeds=[1, 1]),
+        "grid.0.seeds: an axis holds each value once",
+    ),
+    "missing file": (
+        lambda c: c.update(datasets=[{"name": "mine", "path": "none.json"}]),
+        "datasets.mine.path: no file",
+    ),
+    "row without response": (
+        lambda c: _break_dataset(c, '{"instruction": "q", "response": ""}'),
+        "datasets.mine: rows.jsonl, row 1: no response",
+    ),
+    "row without instruction": (
+        lambda c: _break_dataset(c, '{"instruction": "q", "response": "a"}\n{"response": "a"}'),
+        "datasets.mine: rows.jsonl, row 2: no instruction",
+    ),
+    "empty dataset": (lambda c: _break_dataset(c, ""), "datasets.mine: rows.jsonl: no rows"),
+    "unknown model folder": (
+        lambda c: c.update(models=[{"name": "mine", "path": "/no/such/model"}]),
+        "models.mine.path: no folder /no/such/model",
+    ),
+    "unknown task": (lambda c: c["evaluation"].update(tasks=["nosuchtask"]), "no task named nosuchtask"),
+    "unknown skill": (
+        lambda c: c["datasets"][0].update(generated={"skill": "flying"}),
+        "datasets.capitals.generated: ",
+    ),
+    "size above the rows": (
+        lambda c: c["grid"][0].update(sizes=[999]),
+        "999 rows asked of dataset capitals, which has 64",
+    ),
+    "storage that cannot be written": (_storage_in_a_file, "cannot write there"),
+    "missing likelihood texts": (
+        lambda c: c["probes"].update(log_likelihood={"texts": "none.txt"}),
+        "probes.log_likelihood.texts: no file",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_mistake_ends_with_one_line_before_any_worker_starts(content: Content, write_sweep: Write, name: str) -> None:
+    change, expected = BAD[name]
+    change(content)
+    ended = _call("run", write_sweep(content))
+    assert ended.exit_code == 2
+    lines = ended.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("raysft: ")
+    assert expected in lines[0]
+
+
+def test_status_of_nothing_done(content: Content, write_sweep: Write) -> None:
+    path = write_sweep(content)
+    facts = json.loads(_call("status", path, "--json").stdout)
+    assert {stage["done"] for stage in facts["stages"].values()} == {0}
+    assert facts["stages"]["train"]["planned"] == 4
+    assert "missing" in _call("status", path).stdout
+
+
+def test_a_truncated_result_is_named_by_plan_and_status(content: Content, write_sweep: Write) -> None:
+    folder = Path(content["storage"]) / "results" / "train"
+    folder.mkdir(parents=True)
+    (folder / "abc.parquet").write_bytes(b"PAR1 half a file")
+    for command in ("plan", "status"):
+        assert "results/train/abc.parquet: truncated" in _call(command, write_sweep(content)).stdout
+    assert (folder / "abc.parquet").read_bytes() == b"PAR1 half a file"
+
+
+def test_reports_need_tables(content: Content, write_sweep: Write) -> None:
+    for command in ("study", "report"):
+        ended = _call(command, write_sweep(content))
+        assert ended.exit_code == 2
+        assert "no tables yet; `raysft reduce` makes them" in ended.stderr
+
+
+def test_init_writes_a_sweep_that_reads_and_never_overwrites(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    assert _call("init", path).exit_code == 0
+    assert "models.base.path: no folder" in _call("plan", path).stderr
+    text = path.read_text()
+    assert _call("init", path).exit_code == 2
+    assert path.read_text() == text
+
+
+def test_doctor_names_what_would_not_work() -> None:
+    ended = _call("doctor", "--json", "--storage", "/proc/raysft", "--address", "127.0.0.1:1")
+    findings = {entry["about"]: entry for entry in json.loads(ended.stdout)}
+    assert ended.exit_code == 1
+    assert "cannot be reached" in findings["ray cluster"]["problem"]
+    assert "cannot write" in findings["storage"]["problem"]
+    assert findings["torch"]["found"] != "not installed"
