@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from raysft.spec.plan import Plan, make_plan
+from raysft.spec.plan import Plan, is_up_to_date, make_plan, nothing_missing
 from raysft.spec.sweep import Sweep, load_sweep
-from raysft.store.layout import Storage, StorageError, open_storage
+from raysft.store.layout import REPORT_FILE, Storage, StorageError, open_storage
 from raysft.store.results import read_failures
 
 app = typer.Typer(
@@ -82,9 +82,15 @@ def run(
     """
     with user_errors():
         loaded = load_sweep(sweep, storage)
+        opened = open_storage(loaded.storage)
+        made = make_plan(loaded, opened)
+        if is_up_to_date(made, opened):  # said without the seconds that importing Ray and torch takes
+            console.print(nothing_missing(made))
+            console.print(f"Report: {opened.path(REPORT_FILE)}")
+            return
         from raysft.cluster.pipeline import run_everything
 
-        total = len(make_plan(loaded, _readable_storage(loaded)).missing_units())
+        total = len(made.missing_units())
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal or not total) as bar:
             task = bar.add_task(loaded.name, total=total)

@@ -13,14 +13,13 @@ from raysft.cluster.sweep import SweepOutcome, UnitOutcome, run_sweep
 from raysft.preflight import check_sweep
 from raysft.publish import make_report
 from raysft.reduce import Reduced, reduce_sweep
-from raysft.spec.plan import Plan, Unit, make_plan
+from raysft.spec.plan import Plan, Unit, is_up_to_date, make_plan, nothing_missing
 from raysft.spec.sweep import Sweep, resolved_yaml
 from raysft.store.checkpoints import delete_folder
-from raysft.store.layout import Storage, checkpoint_folder, open_storage
+from raysft.store.layout import REPORT_FILE, SPEC_FILE, Storage, checkpoint_folder, open_storage
 from raysft.store.results import set_aside
 
 Say = Callable[[str], None]
-_SPEC = "sweep.yaml"
 
 
 @dataclass(frozen=True)
@@ -42,19 +41,19 @@ def run_everything(
     """
     storage = open_storage(sweep.storage)
     plan = make_plan(sweep, storage)
+    report = storage.path(REPORT_FILE)
+    if is_up_to_date(plan, storage):
+        say(nothing_missing(plan))
+        return RunResult(0, (), report)
     check_sweep(plan, storage)
-    same_spec = _stored_spec(storage) == resolved_yaml(sweep)
-    storage.write_bytes(resolved_yaml(sweep).encode(), _SPEC)
+    storage.write_bytes(resolved_yaml(sweep).encode(), SPEC_FILE)
     for path in plan.damaged:
         say(f"{path}: truncated; moved aside, to be redone")
     set_aside(storage, plan.damaged)
     units, geometry = plan.missing_units(), plan.missing_geometry()
-    report = storage.path("report", "report.html")
     if not units and not geometry:
-        total = sum(planned for _, planned in plan.count_by_stage().values())
-        say(f"Nothing is missing: all {total} results of {len(plan.trials)} trials are in {storage.uri}")
-        if not same_spec or not storage.exists("report", "report.html"):
-            reduce_and_report(sweep, storage, say)
+        say("No result is missing, but the tables are of another version of this sweep")
+        reduce_and_report(sweep, storage, say)
         return RunResult(0, (), report)
     say(f"{len(units)} units to run, {len(geometry)} intrinsic dimensions to estimate; results go to {storage.uri}")
     with connected(address, dashboard):
@@ -87,10 +86,6 @@ def reduce_and_report(sweep: Sweep, storage: Storage, say: Say = print) -> Reduc
     make_report(storage, sweep.name)
     say(f"study and report: {storage.path('report')} ({time.perf_counter() - started:.0f} s)")
     return reduced
-
-
-def _stored_spec(storage: Storage) -> str | None:
-    return storage.read_bytes(_SPEC).decode() if storage.exists(_SPEC) else None
 
 
 def _watcher(total: int, say: Say, advance: Say) -> Callable[[UnitOutcome | Unit], None]:

@@ -19,9 +19,7 @@ from typing import ClassVar
 
 from raysft.corpus.example import Example
 
-SKILLS_VERSION = 1
-"""Raised by hand when any generated text changes: it stands in the identity of datasets and bases."""
-
+# When any text that comes out of here changes, raise GENERATED_TEXT_VERSION in raysft/spec/keys.py.
 WORLD_SEED = 2506
 TEST_ITEMS = 112
 CHOICES = 4

@@ -1,7 +1,7 @@
 """From a dataset of the sweep to its examples: json, jsonl (also .gz), parquet, csv, a hub name, generated skills.
 
 Columns are recognised for the layouts of the well-known instruction sets, or named in the spec. Every row must have an
-instruction and a response; the first that has not is refused by its number.
+instruction and a response; the first that has not is refused by its number, unless the spec says to leave them out.
 """
 
 from __future__ import annotations
@@ -62,7 +62,11 @@ def all_examples(dataset: DatasetSpec) -> list[Example]:
     if not rows:
         raise SpecError(f"{where}: no rows" + (" that match `where`" if dataset.where else ""))
     reader = _reader(rows[0], dataset.columns, where)
-    return [_example(reader, row, f"{where}, row {number}") for number, row in enumerate(rows, start=1)]
+    read = (_example(reader, row, f"{where}, row {number}", dataset) for number, row in enumerate(rows, start=1))
+    examples = [example for example in read if example is not None]
+    if not examples:
+        raise SpecError(f"{where}: none of {len(rows)} rows has both an instruction and a response")
+    return examples
 
 
 def read_rows(path: Path, where: str) -> list[Row]:
@@ -137,11 +141,14 @@ def _reader(row: Row, columns: Columns, where: str) -> Reader:
     raise SpecError(f"{where}: columns {', '.join(row)} are no known layout ({known}); name them under `columns`")
 
 
-def _example(reader: Reader, row: Row, where: str) -> Example:
+def _example(reader: Reader, row: Row, where: str, dataset: DatasetSpec) -> Example | None:
+    """The row's example; for an incomplete row None, or SpecError, as the spec says."""
     instruction, response = reader(row)
     for name, text in (("instruction", instruction), ("response", response)):
         if not text.strip():
-            raise SpecError(f"{where}: no {name}")
+            if dataset.incomplete_rows == "drop":
+                return None
+            raise SpecError(f"{where}: no {name}; mend the row, or set incomplete_rows: drop")
     return Example(instruction, response)
 
 

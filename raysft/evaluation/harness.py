@@ -22,6 +22,7 @@ import lm_eval
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
 
 from raysft.spec.benchmarks import local_tasks, missing_data_files, read_task, task_folders
 from raysft.spec.keys import text_digest
@@ -113,7 +114,7 @@ def _load(manager: TaskManager, name: str, local: Mapping[str, Any]) -> Mapping[
         return manager.load([name])
     # lm-eval takes relative data files from the current folder, which differs between a laptop and a worker.
     located = _located(kwargs["data_files"], path.parent)
-    return manager.load([{"task": name, "dataset_kwargs": {**kwargs, "data_files": located}}])
+    return manager.load([{**load_yaml(path), "dataset_kwargs": {**kwargs, "data_files": located}}])
 
 
 def _located(files: Any, folder: Any) -> Any:

@@ -32,9 +32,7 @@ from transformers import (
 from raysft.corpus import skills
 from raysft.spec.recipe import MicroRecipe
 
-MICRO_VERSION = 1
-"""Raised by hand when the same recipe starts to give another model: it stands in the identity of every micro base."""
-
+# When the same recipe starts to give another model, raise STAGE_VERSIONS["pretrain"] in raysft/spec/keys.py.
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
 # The tokenizer sees the prompt template often enough to give its words few tokens. The model never reads these lines:
@@ -63,16 +61,14 @@ def pretrain(
     recipe: MicroRecipe,
     folder: Path,
     progress: Callable[[int, int, float], None] | None = None,
-    texts: Sequence[str] | None = None,
 ) -> Pretrained:
     """Train tokenizer and model from nothing and save both (fp32 safetensors) into `folder`.
 
-    `progress` is called with (steps done, steps, loss in nats per token) after each step. `texts` are documents that
-    were already read and stand in for the files that the recipe names. Raises ValueError for an unknown skill and for
-    files that hold no text.
+    `progress` is called with (steps done, steps, loss in nats per token) after each step. Raises ValueError for an
+    unknown skill and for files that hold no text.
     """
     with _alone(recipe.seed):
-        documents = _documents(recipe, texts)
+        documents = _documents(recipe)
         tokenizer = _train_tokenizer(documents(0), recipe.vocabulary)
         batches_SBT = _pack(documents, tokenizer, recipe)
         model = AutoModelForCausalLM.from_config(_config(recipe, tokenizer), dtype=torch.float32)
@@ -130,11 +126,11 @@ def _text_field(path: Path, number: int, line: str) -> str:
     return str(row["text"]).strip()
 
 
-def _documents(recipe: MicroRecipe, texts: Sequence[str] | None) -> Callable[[int], list[str]]:
+def _documents(recipe: MicroRecipe) -> Callable[[int], list[str]]:
     """What is read in round 0, 1, ...: fresh statements every round, or the same texts in another order."""
     if recipe.corpus:
         return lambda round_: _statement_documents(recipe, round_)
-    read = list(texts) if texts is not None else read_documents(recipe.texts)
+    read = read_documents(recipe.texts)
     return lambda round_: random.Random(f"{recipe.seed}/{round_}").sample(read, len(read))
 
 

@@ -66,6 +66,7 @@ def dataset_identity(sweep: Sweep, dataset: DatasetSpec) -> Identity:
     selection = {
         "columns": dataset.columns.model_dump(mode="json"),
         "where": {column: sorted(values) for column, values in dataset.where.items()},
+        "incomplete_rows": dataset.incomplete_rows,
     }
     if dataset.path is not None:
         return {"file": file_digest(dataset.path, f"datasets.{dataset.name}.path"), **selection}

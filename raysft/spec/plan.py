@@ -16,8 +16,8 @@ from typing import Any, Literal
 from raysft.spec.benchmarks import task_identity
 from raysft.spec.grid import BlockCount, Trial, expand, template_of
 from raysft.spec.keys import Identity, dataset_identity, file_digest, key_of, model_identity, text_digest
-from raysft.spec.sweep import ModelSpec, Sweep
-from raysft.store.layout import Storage
+from raysft.spec.sweep import ModelSpec, Sweep, resolved_yaml
+from raysft.store.layout import REPORT_FILE, SPEC_FILE, Storage
 from raysft.store.results import scan_results
 from raysft.store.schema import RESULTS
 
@@ -144,6 +144,21 @@ def make_plan(sweep: Sweep, storage: Storage | None = None) -> Plan:
     keys = {model.name: model_key(model) for model in models}
     geometry = tuple(_geometry(sweep, models, trials))
     return Plan(sweep, tuple(trials), tuple(blocks), tuple(units), geometry, frozenset(committed), tuple(damaged), keys)
+
+
+def is_up_to_date(plan: Plan, storage: Storage) -> bool:
+    """Whether nothing of the plan is missing and the storage's report is of this very sweep."""
+    if plan.missing_units() or plan.missing_geometry() or plan.damaged:
+        return False
+    if not (storage.exists(SPEC_FILE) and storage.exists(*REPORT_FILE.split("/"))):
+        return False
+    return storage.read_bytes(SPEC_FILE).decode() == resolved_yaml(plan.sweep)
+
+
+def nothing_missing(plan: Plan) -> str:
+    """A line for people that says that a sweep is done."""
+    total = sum(planned for _, planned in plan.count_by_stage().values())
+    return f"Nothing is missing: all {total} results of {len(plan.trials)} trials are in {plan.sweep.storage}"
 
 
 def model_key(model: ModelSpec) -> str:

@@ -97,6 +97,7 @@ class DatasetSpec(Frozen):
     where: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="keep rows whose column is one of these"
     )
+    incomplete_rows: Literal["refuse", "drop"] = Field("refuse", description="rows without instruction or response")
     rows: int | None = Field(None, ge=1, description="published number of rows, for planning without the network")
     override: Override = Override()
 

@@ -102,6 +102,10 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+SPEC_FILE = "sweep.yaml"
+REPORT_FILE = "report/report.html"
+
+
 def checkpoint_folder(trial: str, epoch: int) -> str:
     """Folder of a checkpoint, relative to the storage."""
     return f"checkpoints/{trial}/epoch-{epoch:04d}"

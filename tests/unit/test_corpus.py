@@ -96,6 +96,14 @@ def test_bad_rows_are_refused_by_number(tmp_path: Path, rows: list[dict[str, Any
         _examples(tmp_path / "d.json")
 
 
+def test_incomplete_rows_are_left_out_if_the_spec_says_so(tmp_path: Path) -> None:
+    _write(tmp_path / "d.json", [{"instruction": "q", "output": ""}, *ROWS])
+    assert len(_examples(tmp_path / "d.json", incomplete_rows="drop")) == 5
+    _write(tmp_path / "d.json", [{"instruction": "q", "output": ""}])
+    with pytest.raises(SpecError, match="none of 1 rows"):
+        _examples(tmp_path / "d.json", incomplete_rows="drop")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -79,16 +79,15 @@ def test_pretraining_lowers_the_loss(tmp_path: Path) -> None:
     assert made.loss < 0.7 * losses[0]
 
 
-def test_texts_are_read_from_files_or_given(tmp_path: Path) -> None:
+def test_texts_are_read_from_files(tmp_path: Path) -> None:
     plain, rows = tmp_path / "plain.txt", tmp_path / "rows.jsonl"
     plain.write_text("The first paragraph\nof two lines.\n\n\nThe second one.\n")
     rows.write_text(json.dumps({"text": "A row of its own."}) + "\n")
     paths = (str(plain), str(rows))
     documents = ["The first paragraph\nof two lines.", "The second one.", "A row of its own."]
     assert read_documents(paths) == documents
-    from_files = pretrain(recipe(texts=paths), tmp_path / "files")
-    given = pretrain(recipe(texts=("elsewhere.txt",)), tmp_path / "given", texts=documents)
-    assert from_files == given
+    made = pretrain(recipe(texts=paths), tmp_path / "made")
+    assert made.loss > 0
 
 
 @pytest.mark.parametrize(
