@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
@@ -131,9 +132,9 @@ def _aligned(part: Matrix, whole: Matrix) -> Reals:
 def gain_by_epoch(findings: Findings) -> Plot | Absent:
     """Mean gain on matching and on other tasks after every measured epoch, one line for each dataset."""
     name, title = "gain_by_epoch", "Gain, epoch by epoch"
-    gains = findings.study["gains"]
+    gains = _followed(findings.study["gains"].filter(findings.study["gains"]["primary"]))
     keys = ["variant", "dataset", "matching", "epoch"]
-    shown = aggregate(gains.filter(gains["primary"]), keys, ("scaled_gain", "mean"), ("gain", "count"))
+    shown = aggregate(gains, keys, ("scaled_gain", "mean"), ("gain", "count"))
     if not shown.num_rows:
         return Absent(name, title, "no checkpoint was measured")
     if pc.count_distinct(shown["epoch"]).as_py() < 2:
@@ -151,8 +152,22 @@ def gain_by_epoch(findings: Findings) -> Plot | Absent:
         dataset=[key_line(dataset, color=tone, linestyle="-") for dataset, tone in colour.items()],
         gain=[key_line(label, linestyle=line) for label, line in style.items()],
     )
-    caption = "Mean over models, seeds and tasks. Solid: tasks that test what the dataset teaches; dashed: all others."
+    caption = (
+        "Mean over models, seeds and tasks of the fine-tunings that were measured at the most epochs, so that no line "
+        "changes its models on the way. Solid: tasks that test what the dataset teaches; dashed: all others."
+    )
     return Plot(name, title, caption, figure, shown)
+
+
+def _followed(gains: pa.Table) -> pa.Table:
+    """Gains of the trials that were measured at as many epochs as any of their variant and dataset."""
+    counted = aggregate(gains, ["variant", "dataset", "trial"], ("epoch", "count_distinct")).to_pylist()
+    most: dict[tuple[str, str], int] = {}
+    for row in counted:
+        pair = (row["variant"], row["dataset"])
+        most[pair] = max(most.get(pair, 0), row["epoch_count_distinct"])
+    kept = [row["trial"] for row in counted if row["epoch_count_distinct"] == most[row["variant"], row["dataset"]]]
+    return gains.filter(pc.is_in(gains["trial"], pa.array(kept, pa.string())))
 
 
 def _epoch_lines(axes: Axes, rows: list[dict[str, Any]], colour: dict[str, Any]) -> None:

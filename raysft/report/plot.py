@@ -179,8 +179,13 @@ def legend(figure: Figure, **groups: Sequence[Line2D]) -> None:
 
 
 def plain_log_ticks(axis: Axis, base: float = 10) -> None:
-    """A log scale's ticks as plain numbers; matplotlib's own are formulas, which `LOOK` does not set."""
-    axis.set_major_locator(LogLocator(base, subs=(1, 2, 5) if base == 10 else (1,)))
+    """A log scale's ticks as plain numbers; matplotlib's own are formulas, which `LOOK` does not set.
+
+    Call it once everything is drawn: over more than two decades there is room for the powers alone.
+    """
+    low, high = axis.get_view_interval()
+    narrow = base == 10 and high < 100 * low
+    axis.set_major_locator(LogLocator(base, subs=(1, 2, 5) if narrow else (1,), numticks=6))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 

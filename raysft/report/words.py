@@ -57,11 +57,11 @@ def headlines(findings: Findings) -> list[Headline]:
     counts = _counts(findings)
     done, planned = counts.get("trials_done", (0, 0))
     failed, missing = counts.get("trials_failed", (0, 0))[0], counts.get("trials_missing", (0, 0))[0]
-    learned, taught = counts.get("matching_gains", (0, 0))
+    learned, taught = counts.get("own_skill_gains", (0, 0))
     gained, elsewhere = counts.get("synergies", (0, 0))
     lost, _ = counts.get("losses", (0, 0))
     beyond = f"beyond 3 standard errors in {elsewhere:,.0f} other cells"
-    own = "gains beyond 3 standard errors on matching tasks"
+    own = "gained beyond 3 standard errors on a task of their own skill"
     return [
         Headline(f"{done:,.0f} / {planned:,.0f}", "fine-tunings done", f"{failed:,.0f} failed, {missing:,.0f} missing"),
         Headline(

@@ -7,6 +7,9 @@ or type; adding a nullable column does not need it, because readers pass the sch
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
+
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
@@ -102,7 +105,12 @@ SAMPLES = pa.schema(
 
 DATA_PROPERTIES = pa.schema(
     [
-        column("property", TEXT, "what was measured; see docs/tables.md for the list"),
+        column(
+            "property",
+            TEXT,
+            "response_ or text_ with nll_per_token, bits_per_byte or perplexity; prompt_tokens, response_tokens, "
+            "text_tokens or response_words, means per row; similarity, of centroids of hidden states",
+        ),
         column("about", TEXT, "the benchmark task a similarity is with; null for properties of the dataset alone"),
         column("value", REAL, "the value"),
         column("unit", TEXT, "unit of the value"),
@@ -242,3 +250,34 @@ TABLES: dict[str, pa.Schema] = {
     "costs": _with_identity(COSTS),
     "failures": _with_identity(FAILURES),
 }
+
+
+def as_markdown() -> str:
+    """`docs/tables.md`: every table with its columns, types, units and sources."""
+    lines = [
+        "# Tables",
+        "",
+        "`raysft reduce` writes one Parquet file for each of these into `tables/`, with the same texts as metadata of",
+        "its fields. Made by `python -m raysft.store.schema`.",
+        "",
+        "## Identity, in front of every table",
+        "",
+        *_columns(IDENTITY),
+    ]
+    for name, schema in TABLES.items():
+        lines += ["", f"## {name}", "", *_columns(list(schema)[len(IDENTITY) :])]
+    return "\n".join(lines) + "\n"
+
+
+def _columns(fields: Iterable[pa.Field]) -> list[str]:
+    rows = ["| column | type | meaning | unit | source |", "| --- | --- | --- | --- | --- |"]
+    for field in fields:
+        about = {key.decode(): value.decode() for key, value in (field.metadata or {}).items()}
+        kind = str(field.type).split("<")[0]
+        cells = (f"`{field.name}`", kind, about["meaning"], about.get("unit", ""), about.get("source", ""))
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return rows
+
+
+if __name__ == "__main__":
+    sys.stdout.write(as_markdown())

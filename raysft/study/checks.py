@@ -56,7 +56,10 @@ def _outcomes(final: pa.Table) -> list[Row]:
     known = np.isfinite(z)
     here, there = int((known & matching).sum()), int((known & ~matching).sum())
     chance = 2 * norm.sf(CLEAR) * (here + there)
+    trials = np.asarray(texts(final, "trial"))
+    tested, gained = set(trials[known & matching]), set(trials[known & matching & (z > CLEAR)])
     return [
+        _count("own_skill_gains", len(gained), len(tested), "fine-tunings with z > 3 on some task of their own skill"),
         _count("matching_gains", int((z[matching] > CLEAR).sum()), here, "task of the dataset's own skill, z > 3"),
         _count("matching_losses", int((z[matching] < -CLEAR).sum()), here, "task of the dataset's own skill, z < -3"),
         _count("synergies", int((z[~matching] > CLEAR).sum()), there, "task of another skill, z > 3"),

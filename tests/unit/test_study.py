@@ -183,6 +183,7 @@ def test_checks_count_what_was_planted(study: Study) -> None:
     checks = study.summary["checks"]
     assert (checks["trials_done"]["value"], checks["trials_done"]["of"]) == (28, 30)
     assert checks["trials_failed"]["value"] == checks["trials_missing"]["value"] == 1
+    assert checks["own_skill_gains"]["value"] == checks["own_skill_gains"]["of"] == 28
     assert checks["matching_gains"]["value"] == checks["matching_gains"]["of"] == 2 * 28
     # Each planted pair has two tasks; reverse lacks one lora trial, capitals has all six.
     assert checks["synergies"]["value"] == 2 * 5
