@@ -1,8 +1,6 @@
 """Ray job: study and report of a sweep's tables. `ray job submit --working-dir . -- python jobs/report.py SWEEP`"""
 
-import sys
-
-from raysft.cli import app
+from raysft.cli import job
 
 if __name__ == "__main__":
-    app(["report", *sys.argv[1:]])
+    job("report")

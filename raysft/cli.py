@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -233,8 +235,17 @@ def _print_plan(made: Plan) -> None:
     for stage, (done, planned) in made.count_by_stage().items():
         stages.add_row(stage, str(done), str(planned - done))
     console.print(stages)
-    console.print(f"{len(made.missing_units())} units of work are missing in {made.sweep.storage}")
+    looked = "" if _readable_storage(made.sweep) else " (not looked at: a plan uses no network; see `raysft status`)"
+    console.print(f"{len(made.missing_units())} units of work are missing in {made.sweep.storage}{looked}")
+    for moving in _moving_revisions(made.sweep):
+        console.print(f"{moving}: revision main moves with the hub; pin a commit for a sweep that can be repeated")
     _print_damaged(made)
+
+
+def _moving_revisions(sweep: Sweep) -> list[str]:
+    """Hub names without a pinned revision: their key says `main`, whatever main was when they were loaded."""
+    models = [f"models.{model.name}" for model in sweep.models if model.hub and model.revision == "main"]
+    return models + [f"datasets.{data.name}" for data in sweep.datasets if data.hub and data.revision == "main"]
 
 
 def _print_damaged(made: Plan) -> None:
@@ -251,6 +262,21 @@ def _open_failures(made: Plan, storage: Storage) -> list[dict[str, Any]]:
             failure = read_failures(storage, work.stage, work.key)[-1]
             latest.append({**failure, "subject": str(work.subject)})
     return latest
+
+
+def job(command: str) -> None:
+    """Main of the scripts in `jobs/`: `command` with the words that follow.
+
+    A Ray job runs in a copy of its working directory that Ray throws away, so a relative storage is taken from
+    ~/raysft on the head node instead, where the next submission finds it again.
+    """
+    sweep, *options = sys.argv[1:] or ["--help"]
+    if "_ray_pkg_" in str(Path.cwd()):
+        sweep = str(Path(sweep).resolve())
+        home = Path.home() / "raysft"
+        home.mkdir(exist_ok=True)
+        os.chdir(home)
+    app([command, sweep, *options])
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ import pyarrow as pa
 from raysft.evaluation.harness import benchmark_texts, evaluate
 from raysft.models.load import Base
 from raysft.models.methods import Tuned
-from raysft.probes.log_likelihood import SHIPPED_TEXTS, log_likelihoods
+from raysft.probes.log_likelihood import log_likelihoods
 from raysft.probes.perplexity import centroid, data_properties, example_texts, similarity, similarity_table
 from raysft.probes.weight_change import weight_change
 from raysft.session import Session
-from raysft.spec.plan import Work
+from raysft.spec.plan import SHIPPED_TEXTS, Work
 from raysft.store.results import Cost, commit_result
 
 
@@ -42,8 +42,9 @@ class Bench:
         self.report = report
 
     def commit(self, work: Work, table: pa.Table, seconds: float) -> None:
-        """Commit a result. On a GPU, wall seconds are GPU seconds."""
-        gpu_s = seconds if self.session.device.type == "cuda" else 0.0
+        """Commit a result; its GPU seconds are wall seconds times the GPUs that the trial holds."""
+        resources = self.session.sweep.resources
+        gpu_s = seconds * resources.workers * resources.gpus_per_worker if self.session.device.type == "cuda" else 0.0
         done = commit_result(
             self.session.storage, work.stage, work.key, table, work.subject.as_row(), Cost(seconds, gpu_s)
         )
@@ -93,21 +94,24 @@ def measure_checkpoint(bench: Bench, works: Sequence[Work], tuned: Tuned) -> Non
 
 def measure_base(bench: Bench, works: Sequence[Work], base: Base) -> None:
     """Benchmarks, likelihood vector, and the properties of every dataset under a base model."""
-    model = base.restore()
-    _measure_plain(bench, works, model, base)
-    sweep = bench.session.sweep
-    probe = sweep.probes.perplexity
+    _measure_plain(bench, works, base.restore(), base)
+    probe = bench.session.sweep.probes.perplexity
     if probe is None:
         return
-    template, max_length = sweep.training.template, sweep.training.max_length
-    sizes = (template, max_length, bench.session.pad_id(base), sweep.training.token_budget)
-
     for work in _of_stage(works, "perplexity"):
-        examples = bench.session.examples(work.subject.dataset or "", None)[: probe.rows]
-        bench.attempt(work, partial(data_properties, model, base.tokenizer, examples, *sizes))
+        bench.attempt(work, partial(_properties_of, bench.session, work.subject.dataset or "", base))
     centroids = _Centroids(bench.session, base, probe.rows)
     for work in _of_stage(works, "similarity"):
         bench.attempt(work, partial(centroids.similarity, work.subject.dataset or "", work.about or ""))
+
+
+def _properties_of(session: Session, dataset: str, base: Base) -> pa.Table:
+    """Properties of the first rows of a dataset under a base model."""
+    training, probe = session.sweep.training, session.sweep.probes.perplexity
+    assert probe is not None
+    examples = session.examples(dataset, None)[: probe.rows]
+    sizes = (training.max_length, session.pad_id(base), training.token_budget)
+    return data_properties(base.model, base.tokenizer, examples, training.template, *sizes)
 
 
 class _Centroids:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from raysft.corpus.skills import SKILLS
 from raysft.corpus.sources import load_examples
 from raysft.evaluation.harness import load_benchmarks
 from raysft.models.load import model_shape
 from raysft.probes.log_likelihood import likelihood_texts
 from raysft.spec.plan import Plan
-from raysft.spec.sweep import Sweep
+from raysft.spec.sweep import ModelSpec, SpecError, Sweep
 from raysft.store.layout import Storage
 
 
@@ -18,10 +19,19 @@ def check_sweep(plan: Plan, storage: Storage) -> None:
     for model in plan.sweep.models:
         if model.path is not None:
             model_shape(storage, model)
+        _check_corpus(model)
     if plan.sweep.probes.log_likelihood is not None:
         likelihood_texts(plan.sweep.probes.log_likelihood)
     if plan.sweep.evaluation.tasks:
         load_benchmarks(plan.sweep)
+
+
+def _check_corpus(model: ModelSpec) -> None:
+    for skill in model.micro.corpus if model.micro is not None else ():
+        if skill not in SKILLS:
+            raise SpecError(
+                f"models.{model.name}.micro.corpus: no skill named {skill!r}; valid: {', '.join(sorted(SKILLS))}"
+            )
 
 
 def check_data(plan: Plan) -> None:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from raysft.spec.plan import Plan, Subject, Unit, Work, make_plan
 from raysft.spec.sweep import Sweep
 from raysft.store.layout import Storage, StorageError
-from raysft.store.results import conform, read_failures, read_result
+from raysft.store.results import conform, read_failures, read_result, result_path
 from raysft.store.schema import IDENTITY, SCORE_COLUMNS, TABLES
 
 _READERS = 8  # threads: reading thousands of small files is waiting, most of all on an object store
@@ -38,23 +38,24 @@ _TABLE_OF = {
 
 @dataclass(frozen=True)
 class Reduced:
-    """Rows of each table written, and a line for each result that could not be read."""
+    """Rows of each table written; a line for each result that could not be read, and the paths of those files."""
 
     rows: dict[str, int]
     unreadable: tuple[str, ...]
+    damaged: tuple[str, ...]
 
 
 def reduce_sweep(sweep: Sweep, storage: Storage) -> Reduced:
     """Assemble the tables of a sweep into `tables/` of its storage."""
     plan = make_plan(sweep, storage)
     works = [work for work in plan.works() if plan.is_done(work)]
-    unreadable: list[str] = list(plan.damaged)
+    unreadable: dict[str, str] = {path: f"{path}: truncated" for path in plan.damaged}
 
     def read(work: Work) -> pa.Table | None:
         try:
             return read_result(storage, work.stage, work.key)
         except StorageError as error:
-            unreadable.append(str(error))
+            unreadable[result_path(work.stage, work.key)] = str(error)
             return None
 
     with ThreadPoolExecutor(_READERS) as pool:
@@ -71,7 +72,7 @@ def reduce_sweep(sweep: Sweep, storage: Storage) -> Reduced:
         table = pa.concat_tables(parts[name] or [schema.empty_table()])
         _write(storage, name, table)
         rows[name] = table.num_rows
-    return Reduced(rows, tuple(sorted(unreadable)))
+    return Reduced(rows, tuple(sorted(unreadable.values())), tuple(sorted(unreadable)))
 
 
 def _parts(work: Work, table: pa.Table) -> Iterator[tuple[str, pa.Table]]:

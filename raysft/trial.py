@@ -1,8 +1,9 @@
 """One unit of a sweep in this process, from data to committed results. Knows nothing of Ray.
 
 A fine-tuning trains once through its epochs and is measured at the end of each epoch that the sweep asks for, while the
-model is in memory. What a kill can cost is the epoch in flight: checkpoints and results are committed as they come, and
-every `RESUME_EVERY_S` seconds the optimiser's state is kept as well, so that a long trial goes on where it was.
+model is in memory. Checkpoints and results are committed as they come. A trial that was killed trains again from the
+last epoch at which the optimiser's state was kept, which is done when `RESUME_EVERY_S` seconds have passed since the
+last time: a short trial starts over, a long one loses that much and the epoch in flight.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from raysft.models.micro import pretrain
 from raysft.session import Session
 from raysft.spec.grid import Trial
 from raysft.spec.plan import Unit, Work
-from raysft.store.checkpoints import delete_folder, is_complete, local_folder, write_folder
+from raysft.store.checkpoints import delete_folder, local_folder, sound_folder, write_folder
 from raysft.store.layout import checkpoint_folder, model_folder
+from raysft.store.results import result_path
 from raysft.store.schema import PRETRAIN, TRAINING
 from raysft.training.loop import EpochStats, Job, make_optimizer, train
 from raysft.training.parallel import ALONE, Ranks
@@ -56,11 +58,16 @@ def run_unit(
             _FineTuning(bench, unit.trial, works, ranks, progress).run()
     except Exception as error:  # whatever stopped it, it is recorded under what it was to make
         session.bases.drop()
-        if ranks.is_first and works:
-            bench.fail(works[0], error)
+        bench.fail(_first_missing(session, works), error)
         if ranks.count > 1:
             raise  # the other ranks wait in a collective: the group has to be torn down
     return report
+
+
+def _first_missing(session: Session, works: Sequence[Work]) -> Work:
+    """The first work that is not committed: what a unit that broke was about to make."""
+    missing = (work for work in works if not session.storage.exists(result_path(work.stage, work.key)))
+    return next(missing, works[0])
 
 
 def _pretrain(bench: Bench, unit: Unit, works: Sequence[Work], progress: Progress) -> None:
@@ -77,10 +84,11 @@ def _pretrain(bench: Bench, unit: Unit, works: Sequence[Work], progress: Progres
         made.append(pretrain(recipe, folder, told))
 
     folder = model_folder(unit.key)
-    if not is_complete(session.storage, folder):
+    there = sound_folder(session.storage, folder)
+    if there is None:
         write_folder(session.storage, folder, save, {"recipe": recipe.model_dump(mode="json")})
     if not made:  # the folder is there but its result is not: a kill came between the two
-        model, _ = load_folder(str(local_folder(session.storage, folder)), "float32")
+        model, _ = load_folder(str(there or local_folder(session.storage, folder)), "float32")
         row = {"parameters": model.num_parameters(), "tokens": None, "loss": None}
     else:
         row = {"parameters": made[0].parameters, "tokens": made[0].tokens, "loss": made[0].loss}
@@ -105,7 +113,7 @@ class _FineTuning:
                 self.measures.setdefault(work.subject.epoch or 0, []).append(work)
         keep = self.session.sweep.checkpoints.keep
         # The last epoch's weights are needed after the trial too, by the streamed hidden states.
-        self.kept = set(trial.measured) if keep == "measured" else {trial.epochs}
+        self.kept = {*(trial.measured if keep == "measured" else ()), trial.epochs}
         self.history: list[EpochStats] = []
         self.train_s = 0.0
         self.saved_at = time.perf_counter()
@@ -126,11 +134,11 @@ class _FineTuning:
     def _measure_stored(self, tuned: Tuned) -> None:
         """Measure the epochs whose checkpoints are complete: nothing is trained for those."""
         for epoch in sorted(self.measures):
-            folder = checkpoint_folder(self.trial.key, epoch)
-            if is_complete(self.storage, folder):
+            folder = sound_folder(self.storage, checkpoint_folder(self.trial.key, epoch))
+            if folder is not None:
                 works = self.measures.pop(epoch)
                 if self.ranks.is_first:
-                    tuned.load(local_folder(self.storage, folder))
+                    tuned.load(folder)
                     measure_checkpoint(self.bench, works, tuned)
 
     def _train(self, tuned: Tuned, base: Base) -> None:
@@ -193,8 +201,8 @@ class _FineTuning:
         """Take over the newest state that leaves every missing epoch still to come; returns the epochs it has done."""
         first_missing = min(self.measures, default=self.trial.epochs + 1)
         for epoch in sorted(self._resume_epochs(), reverse=True):
-            if epoch < first_missing and is_complete(self.storage, self._resume_folder(epoch)):
-                folder = local_folder(self.storage, self._resume_folder(epoch))
+            folder = sound_folder(self.storage, self._resume_folder(epoch)) if epoch < first_missing else None
+            if folder is not None:
                 tuned.load(folder)
                 self.history = [EpochStats(**stats) for stats in json.loads((folder / _HISTORY).read_text())]
                 return load_state(folder, optimizer, tuned.trainable())

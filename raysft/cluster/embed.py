@@ -1,8 +1,9 @@
 """Geometry of a sweep: Ray Data streams texts through actors that hold a model, and tasks estimate dimensions.
 
 Protocol. One block of texts for each subject (a base or a checkpoint, with its training texts), blocks of one base next
-to each other; one stream for each shape of hidden states, so that they are real fixed-shape tensor columns. What a
-stream wrote is moved to `embeddings/<key>/` subject by subject, with a manifest, and from there on survives a kill.
+to each other; a stream takes `_SUBJECTS` of them, all with one shape of hidden states, so that these are real
+fixed-shape tensor columns. What a stream wrote is moved to `embeddings/<key>/` subject by subject, with a manifest, and
+from there on survives a kill. A stream that fails is tried again in halves, until the subject that fails is alone.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy
 
-from raysft.cluster.connect import trials_at_once
 from raysft.corpus.example import Example
 from raysft.corpus.sources import load_examples
 from raysft.corpus.tokenize import TokenisedRow, tokenise_examples
@@ -34,13 +34,22 @@ from raysft.probes.intrinsic_dimension import intrinsic_dimension
 from raysft.session import Session, pick_device
 from raysft.spec.grid import Trial
 from raysft.spec.plan import Plan, Work, text_count
-from raysft.spec.sweep import Sweep
-from raysft.store.checkpoints import delete_folder, is_complete, local_folder, write_folder
+from raysft.spec.sweep import Resources, Sweep
+from raysft.store.checkpoints import (
+    delete_folder,
+    is_complete,
+    local_folder,
+    read_manifest,
+    sound_folder,
+    write_folder,
+)
 from raysft.store.layout import Storage, checkpoint_folder, embeddings_folder, open_storage
 from raysft.store.results import Cost, commit_result, record_failure
 from raysft.store.schema import EMBED
 
 ray.data.DataContext.get_current().enable_progress_bars = False
+
+_SUBJECTS = 64  # of one stream: what a kill can cost, against starting actors anew
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,16 @@ class EmbedJob:
     epoch: int
     template: str
     max_length: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is embedded: the work, the weights, the texts as one block, and how many texts were there twice."""
+
+    work: Work
+    job: EmbedJob
+    texts: pa.Table
+    duplicates: int
 
 
 def run_geometry(plan: Plan, storage: Storage, watch: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
@@ -80,96 +99,115 @@ def _embed_missing(
     plan: Plan, storage: Storage, works: list[Work], watch: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     failures: list[dict[str, Any]] = []
-    streams: dict[tuple[int, int], list[tuple[Work, EmbedJob, pa.Table]]] = {}
+    streams: dict[tuple[int, int], list[Subject]] = {}
     trials = {trial.key: trial for trial in plan.trials}
+    examples: dict[tuple[str, int | None], list[Example]] = {}
     for work in works:
-        if is_complete(storage, embeddings_folder(work.source or "")):
+        if sound_folder(storage, embeddings_folder(work.source or "")) is not None:
             continue
         try:
             job = _job(plan, trials, work)
             if job.trial is not None and not is_complete(storage, checkpoint_folder(job.trial.key, job.epoch)):
                 raise FileNotFoundError(f"checkpoint {checkpoint_folder(job.trial.key, job.epoch)} is not there")
             shape = model_shape(storage, plan.sweep.model(job.model))
-            streams.setdefault(shape, []).append((work, job, _texts(plan.sweep, work, job.key)))
+            data = (work.about or "", work.subject.size)
+            if data not in examples:
+                examples[data] = load_examples(plan.sweep, plan.sweep.dataset(data[0]), data[1])
+            streams.setdefault(shape, []).append(_subject(plan.sweep, work, job, examples[data]))
         except (ValueError, OSError) as error:
             failures.append(record_failure(storage, "embed", work.source or "", error, work.subject.as_row()))
     for shape, subjects in streams.items():
-        watch(f"embedding {sum(len(texts) for _, _, texts in subjects)} texts of {len(subjects)} subjects")
-        failures += _stream(plan.sweep, storage, subjects, shape)
+        for start in range(0, len(subjects), _SUBJECTS):
+            part = subjects[start : start + _SUBJECTS]
+            watch(f"embedding {sum(len(subject.texts) for subject in part)} texts of {len(part)} subjects")
+            failures += _stream(plan.sweep, storage, part, shape)
     return failures
 
 
 def _job(plan: Plan, trials: dict[str, Trial], work: Work) -> EmbedJob:
     trial = trials[work.subject.trial] if work.subject.trial is not None else None
-    training = plan.sweep.training
+    settings = trials[work.as_in or ""].optimisation
     return EmbedJob(
         key=work.source or "",
         model=work.subject.model,
         trial=trial,
         epoch=work.subject.epoch or 0,
-        template=trial.optimisation.template if trial is not None else training.template,
-        max_length=trial.optimisation.max_length if trial is not None else training.max_length,
+        template=settings.template,
+        max_length=settings.max_length,
     )
 
 
-def _texts(sweep: Sweep, work: Work, key: str) -> pa.Table:
+def _subject(sweep: Sweep, work: Work, job: EmbedJob, examples: list[Example]) -> Subject:
     """The first training examples of a subject as one block; an example that stands there twice is taken once."""
-    count = text_count(sweep, work.subject.size)
-    examples = load_examples(sweep, sweep.dataset(work.about or ""), work.subject.size)
-    distinct = list(dict.fromkeys(examples))[:count]
-    rows = [{"key": key, **asdict(example)} for example in distinct]
-    return pa.Table.from_pylist(rows)
+    chosen = examples[: text_count(sweep, work.about or "", work.subject.size)]
+    distinct = list(dict.fromkeys(chosen))
+    texts = pa.Table.from_pylist([{"key": job.key, **asdict(example)} for example in distinct])
+    return Subject(work, job, texts, len(chosen) - len(distinct))
 
 
-def _stream(
-    sweep: Sweep, storage: Storage, subjects: list[tuple[Work, EmbedJob, pa.Table]], shape: tuple[int, int]
-) -> list[dict[str, Any]]:
-    """Embed the texts of `subjects`, whose hidden states all have `shape` = (layers + 1, width)."""
-    probe = sweep.probes.intrinsic_dimension
-    assert probe is not None
+def _stream(sweep: Sweep, storage: Storage, subjects: list[Subject], shape: tuple[int, int]) -> list[dict[str, Any]]:
+    """Embed the texts of `subjects`, whose hidden states all have `shape` = (layers + 1, width); returns failures."""
     started = time.perf_counter()
     staging = f".embeddings-{uuid.uuid4().hex}"
-    gpus = min(1.0, sweep.resources.gpus_per_worker)
-    # One CPU stays free for the tasks that write, or the stream waits for itself.
-    actors = trials_at_once(sweep.resources.model_copy(update={"workers": 1}))
-    actors = actors if gpus else max(1, actors - 1)
     try:
-        ray.data.from_arrow([texts for _, _, texts in subjects]).map_batches(
-            Embedder,
-            fn_constructor_kwargs={"sweep": sweep, "jobs": [job for _, job, _ in subjects], "shape": shape},
-            batch_size=probe.batch_size,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=actors),
-            num_cpus=sweep.resources.cpus_per_worker if not gpus else 1,
-            num_gpus=gpus or None,
-        ).write_parquet(storage.path(staging), filesystem=storage.filesystem, partition_cols=["key"])
+        _write_states(sweep, storage, subjects, shape, staging)
         seconds = (time.perf_counter() - started) / len(subjects)
-        for work, job, texts in subjects:
-            _publish(storage, staging, work, job, len(texts), shape, seconds)
+        for subject in subjects:
+            _publish(storage, staging, subject, shape, seconds)
     except (ray.exceptions.RayError, OSError, ValueError) as error:
-        return [
-            record_failure(storage, "embed", job.key, error, work.subject.as_row())
-            for work, job, _ in subjects
-            if not is_complete(storage, embeddings_folder(job.key))
-        ]
+        waiting = [subject for subject in subjects if not is_complete(storage, embeddings_folder(subject.job.key))]
+        if len(waiting) == 1:
+            work = waiting[0].work
+            return [record_failure(storage, "embed", work.source or "", error, work.subject.as_row())]
+        middle = len(waiting) // 2
+        halves = (waiting[:middle], waiting[middle:])
+        return [failure for half in halves if half for failure in _stream(sweep, storage, half, shape)]
     finally:
         if storage.exists(staging):
             storage.filesystem.delete_dir(storage.path(staging))
     return []
 
 
-def _publish(
-    storage: Storage, staging: str, work: Work, job: EmbedJob, texts: int, shape: tuple[int, int], seconds: float
+def _write_states(
+    sweep: Sweep, storage: Storage, subjects: list[Subject], shape: tuple[int, int], staging: str
 ) -> None:
+    probe = sweep.probes.intrinsic_dimension
+    assert probe is not None
+    jobs = [subject.job for subject in subjects]
+    actors, resources = _actors(sweep.resources)
+    ray.data.from_arrow([subject.texts for subject in subjects]).map_batches(
+        Embedder,
+        fn_constructor_kwargs={"sweep": sweep, "jobs": jobs, "shape": shape},
+        batch_size=probe.batch_size,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=actors),
+        **resources,
+    ).write_parquet(storage.path(staging), filesystem=storage.filesystem, partition_cols=["key"])
+
+
+def _actors(resources: Resources) -> tuple[int, dict[str, float]]:
+    """(number of actors, what each holds). Half a CPU at least stays free for the tasks that write, or the stream
+    would wait for itself."""
+    have = ray.cluster_resources()
+    free = have.get("CPU", 1.0)
+    if resources.gpus_per_worker > 0:
+        gpus = min(1.0, resources.gpus_per_worker)
+        return max(1, int(have.get("GPU", 0.0) / gpus)), {"num_gpus": gpus, "num_cpus": 0}
+    cpus = min(resources.cpus_per_worker, max(0.5, free - 1))
+    return max(1, int((free - 0.5) / cpus)) if cpus <= free - 1 else 1, {"num_cpus": cpus}
+
+
+def _publish(storage: Storage, staging: str, subject: Subject, shape: tuple[int, int], seconds: float) -> None:
     """Move what the stream wrote for one subject to its place, with a manifest, and commit the result."""
+    work, job = subject.work, subject.job
     source = storage.path(staging, f"key={job.key}")
     local = pafs.LocalFileSystem()
 
     def save(folder: Path) -> None:
         pafs.copy_files(source, str(folder), source_filesystem=storage.filesystem, destination_filesystem=local)
 
-    write_folder(storage, embeddings_folder(job.key), save, {"subject": work.subject.as_row()})
-    row = {"folder": embeddings_folder(job.key), "texts": texts, "layers": shape[0], "width": shape[1]}
+    write_folder(storage, embeddings_folder(job.key), save, {"duplicates": subject.duplicates})
+    row = {"folder": embeddings_folder(job.key), "texts": len(subject.texts), "layers": shape[0], "width": shape[1]}
     table = pa.Table.from_pylist([{**row, "pooling": POOLING}], schema=EMBED)
     commit_result(storage, "embed", job.key, table, work.subject.as_row(), Cost(seconds))
 
@@ -229,7 +267,8 @@ def _estimate(uri: str, work: Work, neighbours: int) -> dict[str, Any] | None:
         folder = local_folder(storage, embeddings_folder(work.source or ""))
         files = sorted(str(path) for path in folder.glob("*.parquet"))
         column = pq.ParquetDataset(files).read(columns=["states"]).column("states").combine_chunks()
-        table = intrinsic_dimension(column.to_numpy_ndarray(), neighbours, work.about or "")
+        repeated = read_manifest(storage, embeddings_folder(work.source or ""))["duplicates"]
+        table = intrinsic_dimension(column.to_numpy_ndarray(), neighbours, work.about or "", repeated)
     except (ValueError, OSError) as error:
         return record_failure(storage, work.stage, work.key, error, work.subject.as_row())
     commit_result(storage, work.stage, work.key, table, work.subject.as_row(), Cost(time.perf_counter() - started))

@@ -16,7 +16,7 @@ from raysft.reduce import Reduced, reduce_sweep
 from raysft.spec.plan import Plan, Unit, is_up_to_date, make_plan, nothing_missing
 from raysft.spec.sweep import Sweep, resolved_yaml
 from raysft.store.checkpoints import delete_folder
-from raysft.store.layout import REPORT_FILE, SPEC_FILE, Storage, checkpoint_folder, open_storage
+from raysft.store.layout import REPORT_FILE, REPORT_SPEC_FILE, SPEC_FILE, Storage, checkpoint_folder, open_storage
 from raysft.store.results import set_aside
 
 Say = Callable[[str], None]
@@ -46,6 +46,7 @@ def run_everything(
         say(nothing_missing(plan))
         return RunResult(0, (), report)
     check_sweep(plan, storage)
+    storage.delete(REPORT_SPEC_FILE)  # from here to the end of the report, a kill leaves a report to be made again
     storage.write_bytes(resolved_yaml(sweep).encode(), SPEC_FILE)
     for path in plan.damaged:
         say(f"{path}: truncated; moved aside, to be redone")
@@ -53,8 +54,7 @@ def run_everything(
     units, geometry = plan.missing_units(), plan.missing_geometry()
     if not units and not geometry:
         say("No result is missing, but the tables are of another version of this sweep")
-        reduce_and_report(sweep, storage, say)
-        return RunResult(0, (), report)
+        return RunResult(0, tuple(reduce_and_report(sweep, storage, say)), report)
     say(f"{len(units)} units to run, {len(geometry)} intrinsic dimensions to estimate; results go to {storage.uri}")
     with connected(address, dashboard):
         outcome = run_sweep(plan, storage, _watcher(len(units), say, advance))
@@ -64,7 +64,7 @@ def run_everything(
             lines += [f"{failure['stage']} {failure['key']}: {failure['message']}" for failure in failed]
     _forget_weights(sweep, storage)
     _say_overhead(outcome, say)
-    reduce_and_report(sweep, storage, say)
+    lines += reduce_and_report(sweep, storage, say)
     return RunResult(len(units), tuple(lines), report)
 
 
@@ -76,16 +76,21 @@ def run_geometry_only(sweep: Sweep, address: str | None = None, say: Say = print
     return tuple(f"{failure['stage']} {failure['key']}: {failure['message']}" for failure in failed)
 
 
-def reduce_and_report(sweep: Sweep, storage: Storage, say: Say = print) -> Reduced:
-    """Tables, study and report of whatever is in the storage."""
+def reduce_and_report(sweep: Sweep, storage: Storage, say: Say = print) -> list[str]:
+    """Tables, study and report of whatever is in the storage; a line for each result that could not be read."""
     started = time.perf_counter()
     reduced = reduce_sweep(sweep, storage)
-    for line in reduced.unreadable:
-        say(f"left out: {line}")
     say(f"tables: {sum(reduced.rows.values())} rows in {storage.path('tables')}")
     make_report(storage, sweep.name)
+    storage.write_bytes(resolved_yaml(sweep).encode(), REPORT_SPEC_FILE)
     say(f"study and report: {storage.path('report')} ({time.perf_counter() - started:.0f} s)")
-    return reduced
+    return _put_unreadable_aside(storage, reduced)
+
+
+def _put_unreadable_aside(storage: Storage, reduced: Reduced) -> list[str]:
+    """Move results that are damaged inside to dot-prefixed names, so that the next run redoes them; a line for each."""
+    set_aside(storage, reduced.damaged)
+    return [f"{line}; moved aside, run again to redo it" for line in reduced.unreadable]
 
 
 def _watcher(total: int, say: Say, advance: Say) -> Callable[[UnitOutcome | Unit], None]:

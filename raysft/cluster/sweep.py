@@ -21,7 +21,7 @@ from raysft.cluster.trainable import UnitTrainable
 from raysft.spec.plan import Plan, Unit
 from raysft.spec.sweep import Resources
 from raysft.store.layout import Storage
-from raysft.store.results import record_failure, set_aside
+from raysft.store.results import record_failure
 
 
 @dataclass
@@ -35,8 +35,8 @@ class UnitOutcome:
 
     @property
     def overhead_s(self) -> float:
-        """Seconds of the unit that are neither training nor measuring."""
-        return self.wall_s - sum(self.seconds.values())
+        """Seconds of the unit that are neither training nor measuring: writing checkpoints is among them."""
+        return self.wall_s - sum(seconds for stage, seconds in self.seconds.items() if stage != "checkpoint")
 
 
 @dataclass
@@ -60,7 +60,6 @@ def run_sweep(plan: Plan, storage: Storage, watch: Watcher = lambda _: None) -> 
 
     `watch` is told each unit's outcome as it ends, or the unit itself if its process died for good.
     """
-    set_aside(storage, plan.damaged)
     units = plan.missing_units()
     outcome = SweepOutcome()
     if not units:

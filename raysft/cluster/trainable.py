@@ -15,15 +15,19 @@ from typing import Any
 
 import torch
 from ray import train, tune
-from ray.train import RunConfig, ScalingConfig
+from ray.train import RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from raysft.measure import Report
 from raysft.session import Session, pick_device
 from raysft.spec.plan import Unit, Work
 from raysft.spec.sweep import Sweep
+from raysft.store.results import read_failures, result_path
 from raysft.training.parallel import Ranks
 from raysft.trial import run_unit
+
+# Works whose weights may be missing although their result is there; the plan knows.
+_MAKING = ("pretrain", "train")
 
 Units = Mapping[str, tuple[Unit, list[Work]]]
 
@@ -45,13 +49,17 @@ class UnitTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         started = time.perf_counter()
-        unit, works = self.units[self.config["unit"]]
-        workers = self.session.sweep.resources.workers if unit.kind == "fine_tune" else 1
-        if workers == 1:
+        unit, planned = self.units[self.config["unit"]]
+        works = [work for work in planned if work.stage in _MAKING or not self._is_committed(work)]
+        if self.session.sweep.resources.workers == 1:
             report = _run_here(self.session, unit, works)
         else:
-            report = _run_in_group(self.session.sweep, unit, works, workers)
+            report = _run_in_group(self.session, unit, works)
         return {**asdict(report), "unit": unit.key, "wall_s": time.perf_counter() - started, "done": True}
+
+    def _is_committed(self, work: Work) -> bool:
+        """Whether an earlier attempt, in a process that died, has committed a measurement since the plan was made."""
+        return self.session.storage.exists(result_path(work.stage, work.key))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: results and checkpoints are in the sweep's own storage."""
@@ -72,26 +80,41 @@ def _run_here(session: Session, unit: Unit, works: list[Work]) -> Report:
     return report
 
 
-def _run_in_group(sweep: Sweep, unit: Unit, works: list[Work], workers: int) -> Report:
-    resources = sweep.resources
+def _run_in_group(session: Session, unit: Unit, works: list[Work]) -> Report:
+    """Run a unit in a worker group that holds the resources: of all workers for a fine-tuning, of one otherwise.
+
+    An exception in a rank tears the group down. If a rank recorded a failure before, the trial failed for a reason of
+    its own, and is not tried again; otherwise the error goes to Tune, which is what retries are for.
+    """
+    resources = session.sweep.resources
     use_gpu = resources.gpus_per_worker > 0
     per_worker = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     scaling = ScalingConfig(
-        num_workers=workers,
+        num_workers=resources.workers if unit.kind == "fine_tune" else 1,
         use_gpu=use_gpu,
         resources_per_worker={kind: amount for kind, amount in per_worker.items() if amount},
     )
-    backend = TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S)
+    before = _failures(session, works)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = TorchTrainer(
             _worker_loop,
-            train_loop_config={"sweep": sweep, "unit": unit, "works": works},
+            train_loop_config={"sweep": session.sweep, "unit": unit, "works": works},
             scaling_config=scaling,
             run_config=RunConfig(storage_path=scratch, name=unit.key),
-            torch_config=backend,
+            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
         )
-        report: Report = trainer.fit().return_value
+        try:
+            report: Report = trainer.fit().return_value
+        except TrainingFailedError:
+            recorded = _failures(session, works)[len(before) :]
+            if not recorded:
+                raise
+            return Report(failures=recorded)
     return report
+
+
+def _failures(session: Session, works: list[Work]) -> list[dict[str, Any]]:
+    return [failure for work in works for failure in read_failures(session.storage, work.stage, work.key)]
 
 
 def _worker_loop(config: dict[str, Any]) -> Report:

@@ -35,14 +35,18 @@ def load_examples(sweep: Sweep, dataset: DatasetSpec, size: int | None) -> list[
     model, method and seed sees the same rows. Raises SpecError for a missing file, a bad row, or too few rows.
     """
     if dataset.mixture is not None:
-        members = [sweep.dataset(name) for name in dataset.mixture.members]
-        return [example for member in members for example in load_examples(sweep, member, size)]
+        members = [load_examples(sweep, sweep.dataset(name), size) for name in dataset.mixture.members]
+        return _shuffled(sweep, dataset, [example for member in members for example in member])
     examples = all_examples(dataset)
     if size is not None and size > len(examples):
         raise SpecError(f"datasets.{dataset.name}: {size} rows asked, it has {len(examples)}")
+    return _shuffled(sweep, dataset, examples)[:size]
+
+
+def _shuffled(sweep: Sweep, dataset: DatasetSpec, examples: list[Example]) -> list[Example]:
+    """The examples in the random order that belongs to the dataset's content: any beginning is a fair sample."""
     seed = int(text_digest(canonical_json(dataset_identity(sweep, dataset))), 16)
-    order = np.random.default_rng(seed).permutation(len(examples))
-    return [examples[index] for index in order[:size]]
+    return [examples[index] for index in np.random.default_rng(seed).permutation(len(examples))]
 
 
 def all_examples(dataset: DatasetSpec) -> list[Example]:
@@ -58,11 +62,15 @@ def all_examples(dataset: DatasetSpec) -> list[Example]:
         rows, where = read_rows(dataset.path, where), f"{where}: {dataset.path.name}"
     else:
         rows = _hub_rows(dataset, where)
-    rows = [row for row in rows if all(str(row.get(column)) in values for column, values in dataset.where.items())]
-    if not rows:
+    chosen = [
+        (number, row)
+        for number, row in enumerate(rows, start=1)
+        if all(str(row.get(column)) in values for column, values in dataset.where.items())
+    ]
+    if not chosen:
         raise SpecError(f"{where}: no rows" + (" that match `where`" if dataset.where else ""))
-    reader = _reader(rows[0], dataset.columns, where)
-    read = (_example(reader, row, f"{where}, row {number}", dataset) for number, row in enumerate(rows, start=1))
+    reader = _reader(chosen[0][1], dataset.columns, where)
+    read = (_example(reader, row, f"{where}, row {number}", dataset) for number, row in chosen)
     examples = [example for example in read if example is not None]
     if not examples:
         raise SpecError(f"{where}: none of {len(rows)} rows has both an instruction and a response")
@@ -77,15 +85,16 @@ def read_rows(path: Path, where: str) -> list[Row]:
         if path.name.endswith(".json"):
             return _json_rows(json.loads(path.read_text(encoding="utf-8")), path, where)
         if path.name.endswith(".jsonl"):
-            return _jsonl_rows(path.read_text(encoding="utf-8").splitlines(), path, where)
+            return _jsonl_rows(path.read_text(encoding="utf-8").split("\n"), path, where)
         if path.name.endswith(".jsonl.gz"):
-            return _jsonl_rows(gzip.decompress(path.read_bytes()).decode().splitlines(), path, where)
+            return _jsonl_rows(gzip.decompress(path.read_bytes()).decode().split("\n"), path, where)
         if path.name.endswith(".parquet"):
             return list(pq.read_table(path).to_pylist())
         if path.name.endswith(".csv"):
+            csv.field_size_limit(1 << 30)  # a response may well have more than the default of 128 KiB
             with path.open(newline="", encoding="utf-8") as file:
                 return list(csv.DictReader(file))
-    except (ValueError, OSError, pa.ArrowInvalid) as error:
+    except (ValueError, OSError, EOFError, csv.Error, pa.ArrowInvalid) as error:
         if isinstance(error, SpecError):
             raise
         raise SpecError(f"{where}: {path} cannot be read ({' '.join(str(error).split())})") from error
@@ -132,7 +141,7 @@ def _reader(row: Row, columns: Columns, where: str) -> Reader:
     if columns.instruction is not None:
         return lambda row: (
             _joined(row, columns.instruction, columns.input),
-            _text(row, columns.response or "response"),
+            _text(row, columns.response),
         )
     for needed, reader in _LAYOUTS:
         if all(column in row for column in needed):
@@ -164,17 +173,18 @@ def _joined(row: Row, instruction: str | None, extra: str | None) -> str:
 def _first_turns(messages: Any, role: str, content: str, user: str, assistant: str) -> tuple[str, str]:
     """First user turn and first reply of a conversation."""
     turns = messages if isinstance(messages, (list, tuple)) else []
-    asked = next((turn[content] for turn in turns if turn.get(role) == user), "")
-    answered = next((turn[content] for turn in turns if turn.get(role) == assistant), "")
-    return asked, answered
+    asked: Row = next((turn for turn in turns if turn.get(role) == user), {})
+    answered: Row = next((turn for turn in turns if turn.get(role) == assistant), {})
+    return _text(asked, content), _text(answered, content)
 
 
 def _pair(turns: Any) -> tuple[str, str]:
-    return (turns[0], turns[1]) if isinstance(turns, (list, tuple)) and len(turns) >= 2 else ("", "")
+    pair = turns[:2] if isinstance(turns, (list, tuple)) else ()
+    return (pair[0], pair[1]) if len(pair) == 2 and all(isinstance(turn, str) for turn in pair) else ("", "")
 
 
 def _first_instance(row: Row) -> tuple[str, str]:
-    instance = (row["instances"] or [{}])[0]
+    instance = (row.get("instances") or [{}])[0]
     return _joined({**row, **instance}, "instruction", "input"), _text(instance, "output")
 
 
@@ -185,9 +195,9 @@ _LAYOUTS: tuple[tuple[tuple[str, ...], Reader], ...] = (
     (("question", "answer"), lambda row: (_text(row, "question"), _text(row, "answer"))),
     (("prompt", "completion"), lambda row: (_text(row, "prompt"), _text(row, "completion"))),
     (("prompt", "response"), lambda row: (_text(row, "prompt"), _text(row, "response"))),
-    (("messages",), lambda row: _first_turns(row["messages"], "role", "content", "user", "assistant")),
-    (("conversations",), lambda row: _conversation(row["conversations"])),
-    (("data",), lambda row: _pair(row["data"])),
+    (("messages",), lambda row: _first_turns(row.get("messages"), "role", "content", "user", "assistant")),
+    (("conversations",), lambda row: _conversation(row.get("conversations"))),
+    (("data",), lambda row: _pair(row.get("data"))),
 )
 
 

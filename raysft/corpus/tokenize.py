@@ -28,19 +28,23 @@ def tokenise_examples(
 ) -> list[TokenisedRow]:
     """Tokenise examples with a `transformers` tokenizer.
 
-    Prompt and response are tokenised apart, so that the boundary of the loss is the boundary of the text; the template
-    puts the white space between them at the start of the response, where tokenizers merge it. Rows are cut to
-    `max_length` tokens. ValueError, by row number from 1, for a row that has no supervised token left.
+    Prompt and response are tokenised together, and what follows the tokens of the prompt alone is supervised: the very
+    tokens that lm-eval scores. (Tokenised apart, a SentencePiece response would start with a space that it does not
+    have in the text.) Rows are cut to `max_length` tokens. ValueError, by row number from 1, for a row that has no
+    supervised token left.
     """
     prompt, response = template_of(template)
-    prompts = _encode(tokenizer, [prompt.replace("{instruction}", example.instruction) for example in examples])
-    responses = _encode(tokenizer, [response.replace("{response}", example.response) for example in examples])
+    asked = [prompt.replace("{instruction}", example.instruction) for example in examples]
+    answered = [response.replace("{response}", example.response) for example in examples]
+    prompts = _encode(tokenizer, asked)
+    wholes = _encode(tokenizer, [first + second for first, second in zip(asked, answered, strict=True)])
     start = bos_prefix(tokenizer)
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no EOS token, so a model trained with it could never end an answer")
     rows = []
-    for number, (asked, answered) in enumerate(zip(prompts, responses, strict=True), start=1):
-        row = TokenisedRow((*start, *asked, *answered, tokenizer.eos_token_id)[:max_length], len(start) + len(asked))
+    for number, (alone, whole) in enumerate(zip(prompts, wholes, strict=True), start=1):
+        ids = (*start, *whole, tokenizer.eos_token_id)[:max_length]
+        row = TokenisedRow(ids, len(start) + _common_length(alone, whole))
         if row.supervised < 1:
             raise ValueError(
                 f"row {number}: its prompt has {row.supervised_from} tokens, so max_length {max_length} leaves no "
@@ -64,6 +68,12 @@ def bos_prefix(tokenizer: Any) -> list[int]:
     what lm-eval's prompts begin with."""
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and bos in tokenizer("")["input_ids"] else []
+
+
+def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Number of leading ids that two rows share."""
+    differing = (index for index, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1])
+    return next(differing, min(len(first), len(second)))
 
 
 def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -108,9 +107,3 @@ def load_folder(
 def pad_id(tokenizer: Any) -> int:
     """Token id to pad with; any will do, since padding is masked and never supervised."""
     return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
-
-
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a folder that `transformers` loads as it is."""
-    model.save_pretrained(folder, safe_serialization=True)
-    tokenizer.save_pretrained(folder)

@@ -13,13 +13,12 @@ import skdim.id
 from raysft.store.schema import INTRINSIC_DIMENSION
 
 
-def intrinsic_dimension(states: np.ndarray, neighbours: int, texts_of: str) -> pa.Table:
+def intrinsic_dimension(states: np.ndarray, neighbours: int, texts_of: str, repeated: int = 0) -> pa.Table:
     """Estimates for each layer of `states`, fp32 (texts, layers + 1, width).
 
-    Rows that repeat an earlier text at every layer are left out and counted: one percent of exact duplicates is enough
-    to send the MLE to zero. A layer whose states still coincide (as embeddings of equal first tokens may) loses its own
-    duplicates too. ValueError if a state is not finite or fewer than neighbours + 2 distinct texts are left. A table of
-    `schema.INTRINSIC_DIMENSION`.
+    States of a layer that coincide are taken once, and counted with the `repeated` texts that were left out before: one
+    percent of exact duplicates is enough to send the MLE to zero. ValueError if a state is not finite or fewer than
+    neighbours + 2 distinct ones are left. A table of `schema.INTRINSIC_DIMENSION`.
     """
     if not np.isfinite(states).all():
         raise ValueError("hidden states are not all finite")
@@ -43,7 +42,7 @@ def intrinsic_dimension(states: np.ndarray, neighbours: int, texts_of: str) -> p
                     "scale": scale,
                     "value": value if math.isfinite(value) else None,
                     "n": len(points),
-                    "duplicates": len(states) - len(points),
+                    "duplicates": repeated + len(states) - len(points),
                 }
             )
     return pa.Table.from_pylist(rows, schema=INTRINSIC_DIMENSION)

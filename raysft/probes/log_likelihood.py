@@ -12,10 +12,10 @@ from raysft.corpus.skills import SKILLS, statements
 from raysft.corpus.tokenize import tokenise_texts
 from raysft.probes.scoring import score_rows
 from raysft.spec.keys import text_digest
+from raysft.spec.plan import SHIPPED_TEXTS
 from raysft.spec.sweep import LogLikelihoodProbe, SpecError
 from raysft.store.schema import LOG_LIKELIHOOD
 
-SHIPPED_TEXTS = Path(__file__).parent / "texts.txt"
 _SKILL_STATEMENTS = 256
 
 

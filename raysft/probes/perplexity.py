@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,10 +29,15 @@ def data_properties(
 ) -> pa.Table:
     """Perplexity of the responses given their prompts and of the whole texts, and mean lengths, over `examples`.
 
-    Means are over tokens (or bytes) of all rows together, not means of row means. A table of
-    `schema.DATA_PROPERTIES`.
+    Means are over tokens (or bytes) of all rows together, not means of row means. The EOS counts as a token of the
+    response. Rows of more than `max_length` tokens are left out: a part of a text has no bytes of its own. ValueError
+    if all are longer. A table of `schema.DATA_PROPERTIES`.
     """
-    rows = tokenise_examples(examples, tokenizer, template, max_length)
+    tokenised = tokenise_examples(examples, tokenizer, template, sys.maxsize)
+    fitting = [index for index, row in enumerate(tokenised) if len(row.ids) <= max_length]
+    if not fitting:
+        raise ValueError(f"each of {len(examples)} rows has more than max_length {max_length} tokens")
+    rows, examples = [tokenised[index] for index in fitting], [examples[index] for index in fitting]
     whole = [TokenisedRow(row.ids, 1) for row in rows]
     prompt, response = template_of(template)
     responses = [response.replace("{response}", example.response) for example in examples]

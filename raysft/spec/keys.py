@@ -32,6 +32,7 @@ STAGE_VERSIONS: dict[str, int] = {
 # Raised when raysft/corpus/skills.py generates other text for the same request.
 GENERATED_TEXT_VERSION = 1
 
+_LARGE = 64 << 20  # bytes; smaller files are hashed quicker than looked up
 _MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
@@ -104,15 +105,17 @@ def file_digest(path: Path, where: str) -> str:
 def _remembered_digest(path: str, size: int, modified_ns: int) -> str:
     """SHA-256 of a file; large files are remembered by path, size and time of change, since weights take minutes."""
     remembered = _digest_cache() / hashlib.sha256(f"{path}\0{size}\0{modified_ns}".encode()).hexdigest()
-    if size > 64 << 20 and remembered.is_file():
+    if size > _LARGE and remembered.is_file():
         return remembered.read_text()
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    if size > 64 << 20:
+    if size > _LARGE:
         remembered.parent.mkdir(parents=True, exist_ok=True)
-        remembered.write_text(digest.hexdigest())
+        whole = remembered.with_suffix(f".{os.getpid()}")  # renamed when written: nobody reads half a digest
+        whole.write_text(digest.hexdigest())
+        whole.rename(remembered)
     return digest.hexdigest()
 
 

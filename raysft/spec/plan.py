@@ -9,17 +9,36 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from raysft.spec.benchmarks import task_identity
 from raysft.spec.grid import BlockCount, Trial, expand, template_of
-from raysft.spec.keys import Identity, dataset_identity, file_digest, key_of, model_identity, text_digest
+from raysft.spec.keys import (
+    GENERATED_TEXT_VERSION,
+    Identity,
+    dataset_identity,
+    file_digest,
+    key_of,
+    model_identity,
+    text_digest,
+)
 from raysft.spec.sweep import ModelSpec, Sweep, resolved_yaml
-from raysft.store.layout import REPORT_FILE, SPEC_FILE, Storage
+from raysft.store.checkpoints import is_complete
+from raysft.store.layout import (
+    REPORT_FILE,
+    REPORT_SPEC_FILE,
+    Storage,
+    checkpoint_folder,
+    embeddings_folder,
+    model_folder,
+)
 from raysft.store.results import scan_results
 from raysft.store.schema import RESULTS
+
+# Texts that ship with the package: the default of the likelihood probe, and the origin of similarities.
+SHIPPED_TEXTS = Path(__file__).parent.parent / "probes" / "texts.txt"
 
 UnitKind = Literal["pretrain", "base", "fine_tune"]
 
@@ -53,13 +72,15 @@ class Subject:
 @dataclass(frozen=True)
 class Work:
     """One result to commit. `about` is the task, for stages that are done per benchmark task, or the dataset whose
-    texts are embedded; `source` is the key of the embeddings that an intrinsic dimension is estimated from."""
+    texts are embedded; `source` is the key of the embeddings that an intrinsic dimension is estimated from, and
+    `as_in` the trial whose template and maximum length those texts have."""
 
     stage: str
     key: str
     subject: Subject
     about: str | None = None
     source: str | None = None
+    as_in: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +103,11 @@ class Unit:
 
 @dataclass(frozen=True)
 class Plan:
-    """All units of a sweep in the order they should run, and which of their works are committed already."""
+    """All units of a sweep in the order they should run, and which of their works are committed already.
+
+    `lost` are trials whose last weights are not in the storage although hidden states are still to be taken from them:
+    they are trained again, which commits nothing new but the checkpoint.
+    """
 
     sweep: Sweep
     trials: tuple[Trial, ...]
@@ -91,13 +116,15 @@ class Plan:
     geometry: tuple[Work, ...]
     committed: frozenset[tuple[str, str]] = frozenset()
     damaged: tuple[str, ...] = ()
-    model_keys: dict[str, str] = field(default_factory=dict)
+    lost: frozenset[str] = frozenset()
 
     def is_done(self, work: Work) -> bool:
         return (work.stage, work.key) in self.committed
 
     def missing_works(self, unit: Unit) -> list[Work]:
-        return [work for work in unit.works if not self.is_done(work)]
+        return [
+            work for work in unit.works if not self.is_done(work) or (work.stage == "train" and unit.key in self.lost)
+        ]
 
     def missing_units(self) -> list[Unit]:
         """Units with work to do, in order; a base model that is only needed by finished work is not pretrained."""
@@ -141,18 +168,40 @@ def make_plan(sweep: Sweep, storage: Storage | None = None) -> Plan:
         scan = scan_results(storage, stage)
         committed.update((stage, key) for key in scan.committed)
         damaged.extend(scan.damaged)
-    keys = {model.name: model_key(model) for model in models}
     geometry = tuple(_geometry(sweep, models, trials))
-    return Plan(sweep, tuple(trials), tuple(blocks), tuple(units), geometry, frozenset(committed), tuple(damaged), keys)
+    lost: frozenset[str] = frozenset()
+    if storage is not None:
+        committed -= {
+            ("pretrain", unit.key) for unit in units if unit.kind == "pretrain" and not _is_made(unit, storage)
+        }
+        lost = _lost_trials(geometry, committed, storage)
+    return Plan(sweep, tuple(trials), tuple(blocks), tuple(units), geometry, frozenset(committed), tuple(damaged), lost)
+
+
+def _is_made(unit: Unit, storage: Storage) -> bool:
+    """Whether a pretrained base is really there: a result alone does not load."""
+    return is_complete(storage, model_folder(unit.key))
+
+
+def _lost_trials(geometry: Iterable[Work], committed: set[tuple[str, str]], storage: Storage) -> frozenset[str]:
+    lost = set()
+    for work in geometry:
+        trial, epoch = work.subject.trial, work.subject.epoch
+        if work.stage != "intrinsic_dimension" or (work.stage, work.key) in committed or trial is None or epoch is None:
+            continue
+        embedded = is_complete(storage, embeddings_folder(work.source or ""))
+        if not embedded and not is_complete(storage, checkpoint_folder(trial, epoch)):
+            lost.add(trial)
+    return frozenset(lost)
 
 
 def is_up_to_date(plan: Plan, storage: Storage) -> bool:
     """Whether nothing of the plan is missing and the storage's report is of this very sweep."""
     if plan.missing_units() or plan.missing_geometry() or plan.damaged:
         return False
-    if not (storage.exists(SPEC_FILE) and storage.exists(*REPORT_FILE.split("/"))):
+    if not (storage.exists(REPORT_SPEC_FILE) and storage.exists(REPORT_FILE)):
         return False
-    return storage.read_bytes(SPEC_FILE).decode() == resolved_yaml(plan.sweep)
+    return storage.read_bytes(REPORT_SPEC_FILE).decode() == resolved_yaml(plan.sweep)
 
 
 def nothing_missing(plan: Plan) -> str:
@@ -186,16 +235,21 @@ def likelihood_identity(sweep: Sweep) -> Identity:
     """What the fixed text set of the log-likelihood probe is."""
     probe = sweep.probes.log_likelihood
     assert probe is not None
-    named = isinstance(probe.texts, str)
-    texts = probe.texts if named else file_digest(Path(probe.texts), "probes.log_likelihood.texts")
+    if probe.texts == "skills":
+        texts = f"skills {GENERATED_TEXT_VERSION}"
+    else:
+        path = SHIPPED_TEXTS if probe.texts == "shipped" else Path(probe.texts)
+        texts = file_digest(path, "probes.log_likelihood.texts")
     return {"texts": texts, "max_length": probe.max_length}
 
 
-def text_count(sweep: Sweep, size: int | None) -> int:
+def text_count(sweep: Sweep, dataset: str, size: int | None) -> int:
     """Training texts whose geometry is measured, at most: the probe's number, or all that the trial saw."""
     probe = sweep.probes.intrinsic_dimension
     assert probe is not None
-    return probe.texts if size is None else min(probe.texts, size)
+    mixture = sweep.dataset(dataset).mixture
+    members = 1 if mixture is None else len(mixture.members)
+    return probe.texts if size is None else min(probe.texts, size * members)
 
 
 def _pretrain_unit(model: ModelSpec) -> Unit | None:
@@ -208,7 +262,7 @@ def _pretrain_unit(model: ModelSpec) -> Unit | None:
 def _base_unit(sweep: Sweep, model: ModelSpec, trials: list[Trial]) -> Unit:
     identity = model_identity(model)
     base = Subject(model.name, epoch=0)
-    works = list(_checkpoint_works(sweep, {"model": identity, "template": _template(sweep)}, base))
+    works = list(_checkpoint_works(sweep, {"model": identity}, base))
     probe = sweep.probes.perplexity
     for name in dict.fromkeys(trial.dataset for trial in trials) if probe is not None else ():
         assert probe is not None
@@ -216,9 +270,10 @@ def _base_unit(sweep: Sweep, model: ModelSpec, trials: list[Trial]) -> Unit:
         data = dataset_identity(sweep, sweep.dataset(name))
         options = {"model": identity, "dataset": data, "rows": probe.rows, "template": _template(sweep)}
         options["max_length"] = sweep.training.max_length
+        reference = file_digest(SHIPPED_TEXTS, "reference texts")
         works.append(Work("perplexity", key_of("perplexity", options), subject))
         for task in sweep.evaluation.tasks:
-            key = key_of("similarity", {**options, "benchmark": task_identity(sweep, task)})
+            key = key_of("similarity", {**options, "benchmark": task_identity(sweep, task), "reference": reference})
             works.append(Work("similarity", key, subject, about=task))
     return Unit(key_of("evaluate", {"unit": identity}), "base", model.name, tuple(works))
 
@@ -254,7 +309,7 @@ def _geometry(sweep: Sweep, models: list[ModelSpec], trials: list[Trial]) -> Ite
     for trial in sorted(trials, key=lambda trial: order[trial.model]):
         texts = {
             "dataset": trial.identity["dataset"],
-            "texts": text_count(sweep, trial.size),
+            "texts": text_count(sweep, trial.dataset, trial.size),
             "template": trial.identity["optimisation"]["template"],
             "max_length": trial.optimisation.max_length,
         }
@@ -269,8 +324,9 @@ def _geometry(sweep: Sweep, models: list[ModelSpec], trials: list[Trial]) -> Ite
             if source not in seen:
                 seen.add(source)
                 key = key_of("intrinsic_dimension", {**embedded, "neighbours": probe.neighbours})
-                yield Work("embed", source, subject, about=trial.dataset)
-                yield Work("intrinsic_dimension", key, subject, about=trial.dataset, source=source)
+                about = {"about": trial.dataset, "as_in": trial.key}
+                yield Work("embed", source, subject, **about)
+                yield Work("intrinsic_dimension", key, subject, source=source, **about)
 
 
 def _template(sweep: Sweep) -> str:

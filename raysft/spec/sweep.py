@@ -54,6 +54,12 @@ class Columns(Frozen):
     input: str | None = None
     response: str | None = None
 
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Columns:
+        if (self.instruction is None) != (self.response is None) or (self.input and not self.instruction):
+            raise ValueError("name both instruction and response, or neither")
+        return self
+
 
 class SkillRows(Frozen):
     """Rows of a generated skill (see raysft/corpus/skills.py)."""
@@ -166,7 +172,7 @@ class Block(Frozen):
     sizes: tuple[Annotated[int, Field(ge=1)] | Literal["all"], ...] = Field(("all",), min_length=1)
     schedules: tuple[Schedule, ...] = Field(("cosine",), min_length=1)
     epochs: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(None, min_length=1)
     measure: Literal["last", "every"] | tuple[Annotated[int, Field(ge=1)], ...] = "last"
 

@@ -34,6 +34,8 @@ def write_folder(storage: Storage, folder: str, save: Callable[[Path], None], fa
     parent, name = storage.path(folder).rsplit("/", 1)
     storage.filesystem.create_dir(parent, recursive=True)
     if not storage.is_local:
+        if storage.exists(folder):
+            move_aside(storage, folder)
         with tempfile.TemporaryDirectory() as temporary:
             _fill(Path(temporary), save, facts)
             _upload(storage, Path(temporary), folder)
@@ -50,10 +52,10 @@ def write_folder(storage: Storage, folder: str, save: Callable[[Path], None], fa
 def read_manifest(storage: Storage, folder: str) -> dict[str, Any]:
     """The manifest of a complete folder; StorageError, with the file and the reason, for any other."""
     path = f"{folder}/{MANIFEST}"
-    if not storage.exists(*path.split("/")):
+    if not storage.exists(path):
         raise StorageError(f"{folder}: half-written, {MANIFEST} is missing")
     try:
-        manifest: dict[str, Any] = json.loads(storage.read_bytes(*path.split("/")))
+        manifest: dict[str, Any] = json.loads(storage.read_bytes(path))
         files = manifest["files"]
     except (ValueError, KeyError) as error:
         raise StorageError(f"{path}: not a manifest ({one_line(error)})") from error
@@ -74,33 +76,51 @@ def is_complete(storage: Storage, folder: str) -> bool:
     return True
 
 
+def sound_folder(storage: Storage, folder: str) -> Path | None:
+    """`local_folder`, or None where there is no complete folder; one with damaged contents is moved aside first."""
+    if not is_complete(storage, folder):
+        return None
+    try:
+        return local_folder(storage, folder)
+    except StorageError:
+        move_aside(storage, folder)
+        return None
+
+
 def local_folder(storage: Storage, folder: str, cache: Path | None = None) -> Path:
     """A complete folder as a local path, checksums verified; from an object store it is downloaded to `cache` once."""
     manifest = read_manifest(storage, folder)
     if storage.is_local:
         path = storage.local_path(folder)
     else:
-        path = (cache or Path(tempfile.gettempdir()) / "raysft") / hashlib.sha256(storage.uri.encode()).hexdigest()[:12]
-        path = path / folder
-        if not (path / MANIFEST).exists():
-            path.mkdir(parents=True, exist_ok=True)
-            pafs.copy_files(
-                storage.path(folder),
-                str(path),
-                source_filesystem=storage.filesystem,
-                destination_filesystem=pafs.LocalFileSystem(),
-            )
+        path = _downloaded(storage, folder, manifest, cache or Path(tempfile.gettempdir()) / "raysft")
     for name, entry in manifest["files"].items():
         if file_digest(path / name) != entry["sha256"]:
             raise StorageError(f"{folder}/{name}: damaged, its SHA-256 is not the manifest's")
     return path
 
 
+def _downloaded(storage: Storage, folder: str, manifest: Mapping[str, Any], cache: Path) -> Path:
+    """A local copy of a complete remote folder, named by its content; several processes may ask at once."""
+    path = cache / hashlib.sha256(f"{storage.uri}{json.dumps(manifest, sort_keys=True)}".encode()).hexdigest()[:20]
+    if path.exists():
+        return path
+    temporary = cache / f".{path.name}.{uuid.uuid4().hex}"
+    temporary.mkdir(parents=True)
+    local = pafs.LocalFileSystem()
+    pafs.copy_files(storage.path(folder), str(temporary), storage.filesystem, local)
+    try:
+        temporary.rename(path)
+    except OSError:  # another process was first; a folder that is not empty is never replaced
+        shutil.rmtree(temporary)
+    return path
+
+
 def delete_folder(storage: Storage, folder: str) -> None:
     """Delete a folder, manifest first, so that it is never taken for complete while it goes."""
-    if storage.exists(*folder.split("/"), MANIFEST):
+    if storage.exists(folder, MANIFEST):
         storage.filesystem.delete_file(storage.path(folder, MANIFEST))
-    if storage.exists(*folder.split("/")):
+    if storage.exists(folder):
         storage.filesystem.delete_dir(storage.path(folder))
 
 

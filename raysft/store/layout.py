@@ -3,6 +3,7 @@
 ```
 <storage>/
   sweep.yaml                         the resolved spec of the last run
+  report/sweep.yaml                  the resolved spec that the report was made of, written last
   results/<stage>/<key>.parquet      committed results; names that start with a dot are not results
   failures/<stage>/<key>/<n>.json    record of the n-th failed attempt, its traceback beside it as <n>.log
   models/<key>/                      base models that the project pretrained
@@ -50,7 +51,10 @@ class Storage:
     def names(self, *folder: str) -> list[str]:
         """Sorted names in a folder, without those that start with a dot; empty if there is no such folder."""
         selector = pafs.FileSelector(self.path(*folder), allow_not_found=True)
-        infos = self.filesystem.get_file_info(selector)
+        try:
+            infos = self.filesystem.get_file_info(selector)
+        except OSError as error:
+            raise StorageError(f"storage {self.uri}: cannot read {'/'.join(folder)} ({one_line(error)})") from error
         return sorted(info.base_name for info in infos if not info.base_name.startswith("."))
 
     def exists(self, *parts: str) -> bool:
@@ -62,7 +66,7 @@ class Storage:
 
     def write_bytes(self, data: bytes, *parts: str) -> None:
         """Replace a file as a whole: readers see the old content or the new."""
-        folder, name = self.path(*parts[:-1]), parts[-1]
+        folder, name = self.path(*parts).rsplit("/", 1)
         self.filesystem.create_dir(folder, recursive=True)
         if not self.is_local:  # an object appears when its upload is closed, never before
             with self.filesystem.open_output_stream(f"{folder}/{name}") as stream:
@@ -72,6 +76,11 @@ class Storage:
         with self.filesystem.open_output_stream(temporary) as stream:
             stream.write(data)
         self.filesystem.move(temporary, f"{folder}/{name}")
+
+    def delete(self, *parts: str) -> None:
+        """Delete a file if it is there."""
+        if self.exists(*parts):
+            self.filesystem.delete_file(self.path(*parts))
 
     def check_writable(self) -> None:
         """Write and remove a small file, so that a wrong path or a missing permission is known before any work."""
@@ -104,6 +113,7 @@ def one_line(error: BaseException) -> str:
 
 SPEC_FILE = "sweep.yaml"
 REPORT_FILE = "report/report.html"
+REPORT_SPEC_FILE = "report/sweep.yaml"
 
 
 def checkpoint_folder(trial: str, epoch: int) -> str:

@@ -83,9 +83,7 @@ def read_result(storage: Storage, stage: str, key: str) -> pa.Table:
     try:
         table = pq.read_table(storage.path(path), filesystem=storage.filesystem)
     except (pa.ArrowInvalid, OSError) as error:
-        raise StorageError(
-            f"{path}: not a readable Parquet file ({one_line(error)}); `raysft run` redoes it"
-        ) from error
+        raise StorageError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
     written = int((table.schema.metadata or {}).get(b"schema_version", b"0"))
     if written > SCHEMA_VERSION:
         raise StorageError(f"{path}: schema version {written}, this raysft reads up to {SCHEMA_VERSION}")
@@ -104,12 +102,15 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def scan_results(storage: Storage, stage: str) -> ResultScan:
-    """List a stage's results and look at each file's last bytes, where Parquet puts its footer mark."""
+    """List a stage's results and, on a local storage, look at each file's last bytes, where Parquet puts its mark.
+
+    An object appears only when its upload was closed, so remote files are not opened one by one.
+    """
     committed, damaged = set(), []
     for name in storage.names("results", stage):
         if not name.endswith(".parquet"):
             continue
-        if _has_footer(storage, f"results/{stage}/{name}"):
+        if not storage.is_local or _has_footer(storage, f"results/{stage}/{name}"):
             committed.add(name.removesuffix(".parquet"))
         else:
             damaged.append(f"results/{stage}/{name}")
@@ -140,7 +141,7 @@ def record_failure(
         "at": _now(),
         "subject": dict(subject),
     }
-    storage.write_bytes("".join(traceback.format_exception(error)).encode(), *log.split("/"))
+    storage.write_bytes("".join(traceback.format_exception(error)).encode(), log)
     storage.write_bytes(json.dumps(record, indent=1).encode(), "failures", stage, key, f"{attempt}.json")
     return record
 

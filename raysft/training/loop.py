@@ -2,7 +2,7 @@
 
 The numbers depend on (rows, settings, seed, epochs) and never on the token budget or the number of ranks: a step's loss
 is the sum over supervised tokens divided by the supervised tokens of its whole global batch, across micro-batches and
-ranks.
+ranks. With LoRA dropout this holds for one token budget and number of ranks only, since each micro-batch draws a mask.
 """
 
 from __future__ import annotations

@@ -37,8 +37,3 @@ def load_state(folder: Path, optimizer: torch.optim.Optimizer, named: NamedParam
         state[entry] = value.to(parameter.device) if entry != "step" else value
     position: dict[str, int] = json.loads((folder / POSITION_FILE).read_text())
     return position["epoch"]
-
-
-def has_state(folder: Path) -> bool:
-    """Whether a checkpoint folder can be trained on from."""
-    return (folder / STATE_FILE).is_file() and (folder / POSITION_FILE).is_file()

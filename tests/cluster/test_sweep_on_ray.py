@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,37 @@ def test_a_new_benchmark_is_measured_on_kept_checkpoints(finished: tuple[Content
     assert {path: stamp for path, stamp in _modified(content).items() if path in before} == before
 
 
+def test_whatever_is_damaged_is_made_again(finished: tuple[Content, RunResult, list[str]]) -> None:
+    """A lost base, a checkpoint with a wrong byte, a truncated result and one that is damaged inside."""
+    content = finished[0]
+    root = Path(content["storage"])
+    run_everything(_sweep(content), say=lambda _: None)  # tables of this very sweep, whatever ran before
+    before = {name: _rows(content, name) for name in ("scores", "training", "weight_change", "intrinsic_dimension")}
+    shutil.rmtree(next(root.glob("models/*")))
+    weights = next(root.glob("checkpoints/*/epoch-0002/model.safetensors"))
+    trial = weights.parent.parent.name
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    for stage in ("weight_change", "intrinsic_dimension"):
+        plan = make_plan(_sweep(content), open_storage(content["storage"]))
+        works = [work for work in plan.works() if work.stage == stage and work.subject.epoch == 2]
+        key = next(work.key for work in works if work.subject.trial == trial)
+        path = root / "results" / stage / f"{key}.parquet"
+        path.write_bytes(path.read_bytes()[:100])
+    inside = next(root.glob("results/perplexity/*.parquet"))
+    inside.write_bytes(inside.read_bytes()[:4] + b"garbage!" * 40 + inside.read_bytes()[324:])
+
+    said: list[str] = []
+    first = run_everything(_sweep(content), say=said.append)
+    assert sum("truncated; moved aside" in line for line in said) == 2
+    assert [line for line in first.failures if "moved aside, run again" in line]
+    second = run_everything(_sweep(content), say=said.append)
+    assert second.failures == ()
+    for name, rows in before.items():
+        assert _rows(content, name) == rows, name
+    assert len(list(root.glob("results/*/.damaged-*"))) == 3
+    assert len(list(root.glob(f"checkpoints/{trial}/.damaged-*"))) == 1
+
+
 def test_a_failed_trial_does_not_stop_the_others(content: Content, tmp_path: Path) -> None:
     content["datasets"][1]["override"] = {"max_length": 8}
     content["grid"][0]["epochs"] = [1]
@@ -111,11 +143,15 @@ def test_a_failed_trial_does_not_stop_the_others(content: Content, tmp_path: Pat
 
 
 def test_two_workers_give_the_numbers_of_one(content: Content, tmp_path: Path) -> None:
-    content["grid"] = [{"sizes": [32], "epochs": [1], "datasets": ["capitals"]}]
-    content["probes"]["intrinsic_dimension"] = None
+    content["grid"] = [{"sizes": [32], "epochs": [1], "datasets": ["capitals"], "methods": ["full"]}]
+    content["evaluation"] = {}
+    content["probes"] = {"perplexity": None, "intrinsic_dimension": None, "log_likelihood": None}
     tables = []
     for workers in (1, 2):
         content |= {"storage": str(tmp_path / str(workers)), "resources": {"workers": workers}}
+        if workers == 2:  # the same base: pretraining it again would take a worker group of its own
+            for part in ("models", "results/pretrain"):
+                shutil.copytree(tmp_path / "1" / part, tmp_path / "2" / part)
         assert run_everything(_sweep(content), say=lambda _: None).failures == ()
         tables.append(_rows(content, "training"))
     for one, two in zip(*tables, strict=True):

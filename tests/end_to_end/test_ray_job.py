@@ -75,9 +75,13 @@ def test_a_sweep_runs_as_a_ray_job(head: str, tmp_path: Path) -> None:
         shutil.copytree(source, code / part) if source.is_dir() else shutil.copy(source, code / part)
     (code / "sweep.json").write_text(json.dumps(content))
     words = ["job", "submit", "--address", head, "--working-dir", str(code), "--", sys.executable, "jobs/sweep.py"]
-    done = subprocess.run(
-        [RAY, *words, "sweep.json"], capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path
-    )
+    for _ in range(30):  # the job server answers before the agent that starts jobs does
+        done = subprocess.run(
+            [RAY, *words, "sweep.json"], capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path
+        )
+        if "No available agent" not in done.stdout + done.stderr:
+            break
+        time.sleep(1)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout
     assert (tmp_path / "storage" / "report" / "report.html").is_file()

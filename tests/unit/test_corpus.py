@@ -142,7 +142,10 @@ def test_a_mixture_takes_size_rows_of_every_member(content: dict[str, Any]) -> N
     sweep = parse_sweep(content, "test")
     mixed = load_examples(sweep, sweep.dataset("both"), 10)
     members = [load_examples(sweep, sweep.dataset(name), 10) for name in ("capitals", "addition")]
-    assert mixed == members[0] + members[1]
+    assert sorted(mixed, key=str) == sorted(members[0] + members[1], key=str)
+    beginning = mixed[:8]  # what probes look at: it must not be one member alone
+    assert set(beginning) & set(members[0])
+    assert set(beginning) & set(members[1])
 
 
 class CharacterTokenizer:
@@ -159,6 +162,19 @@ class CharacterTokenizer:
         if isinstance(text, str):
             return {"input_ids": start + [ord(letter) for letter in text]}
         return {"input_ids": [start + [ord(letter) for letter in one] for one in text]}
+
+
+def test_a_response_has_the_tokens_that_it_has_in_the_text() -> None:
+    """A SentencePiece tokenizer puts a space mark before every text it is given: 9 here, for each call."""
+
+    class Marking(CharacterTokenizer):
+        def __call__(self, text: str | list[str], add_special_tokens: bool = True) -> dict[str, Any]:
+            ids = super().__call__(text, add_special_tokens=False)["input_ids"]
+            return {"input_ids": [[9, *one] for one in ids] if isinstance(text, list) else [9, *ids]}
+
+    [row] = tokenise_examples([Example("q", "a")], Marking(None, False), "paper", 100)
+    assert row.ids.count(9) == 1
+    assert row.ids[row.supervised_from :] == (ord(" "), ord("a"), 2)
 
 
 @pytest.mark.parametrize(("bos", "adds_bos", "start"), [(1, True, [1]), (1, False, []), (None, False, [])])
