@@ -237,8 +237,9 @@ def _print_plan(made: Plan) -> None:
     console.print(stages)
     looked = "" if _readable_storage(made.sweep) else " (not looked at: a plan uses no network; see `raysft status`)"
     console.print(f"{len(made.missing_units())} units of work are missing in {made.sweep.storage}{looked}")
-    for moving in _moving_revisions(made.sweep):
-        console.print(f"{moving}: revision main moves with the hub; pin a commit for a sweep that can be repeated")
+    moving = ", ".join(_moving_revisions(made.sweep))
+    if moving:
+        console.print(f"Revision main moves with the hub; pin a commit, so that the sweep can be repeated: {moving}")
     _print_damaged(made)
 
 

@@ -43,9 +43,11 @@ def _answers(url: str) -> bool:
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[str]:
     """Address of the job server of a head node that blocks in a process of ours."""
-    dashboard, gcs = _free_port(), _free_port()
+    # Every port is free: the other tests' Ray of this machine has the default ones.
+    dashboard, gcs, agent, metrics = (_free_port() for _ in range(4))
     words = ["start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
     words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--include-dashboard=true"]
+    words += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
     words += ["--object-store-memory=104857600", "--disable-usage-stats"]
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
     process = subprocess.Popen([RAY, *words], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
