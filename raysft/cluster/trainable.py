@@ -1,8 +1,8 @@
 """The Tune class trainable that does units, one after the other, in a process that stays.
 
 A process pays once for its imports, its base model and its benchmark items: Tune hands the same actor the next unit
-(`reset_config`). A unit of one worker runs in this very process, through Ray Train's local mode; a unit of several
-workers gets a worker group of its own from `TorchTrainer`, and this process only waits for it.
+(`reset_config`). In a sweep of one worker a trial, units run in this very process, through Ray Train's local mode; in
+a sweep of several, each unit gets a worker group of its own from `TorchTrainer`, and this process only waits for it.
 """
 
 from __future__ import annotations

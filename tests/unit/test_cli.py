@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from raysft.cli import app
+from raysft.cli import app, job
 
 pytestmark = pytest.mark.unit
 
@@ -135,6 +135,22 @@ def test_init_writes_a_sweep_that_reads_and_never_overwrites(tmp_path: Path) -> 
     text = path.read_text()
     assert _call("init", path).exit_code == 2
     assert path.read_text() == text
+
+
+def test_a_ray_job_keeps_a_relative_storage_out_of_rays_own_copy(
+    content: Content, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, home = tmp_path / "_ray_pkg_0123", tmp_path / "home"
+    copy.mkdir()
+    home.mkdir()
+    (copy / "sweep.json").write_text(json.dumps({**content, "storage": "results/mine"}))
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr("sys.argv", ["jobs/plan.py", "sweep.json", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        job("plan")
+    assert ended.value.code == 0
+    assert json.loads(capsys.readouterr().out)["storage"] == str(home / "raysft" / "results" / "mine")
 
 
 def test_doctor_names_what_would_not_work() -> None:
