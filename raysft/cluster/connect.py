@@ -24,7 +24,6 @@ _WORKER_ENVIRONMENT = {
 
 # Tune's own result files are turned off below, and it warns of every one that is missing.
 logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
-logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
 @contextmanager
@@ -46,6 +45,8 @@ def connected(address: str | None, dashboard: bool = False) -> Iterator[None]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     try:
         if address is None:
+            # Ray's notice that it made a token for this cluster: nothing that a newcomer could or should act on.
+            logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
             ray.init(address="local", include_dashboard=dashboard, **options)
         else:
             ray.init(address=address, **options)

@@ -8,6 +8,7 @@ from there on survives a kill. A stream that fails is tried again in halves, unt
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -48,6 +49,9 @@ from raysft.store.results import Cost, commit_result, record_failure
 from raysft.store.schema import EMBED
 
 ray.data.DataContext.get_current().enable_progress_bars = False
+for _handler in logging.getLogger("ray.data").handlers:
+    if isinstance(_handler, logging.StreamHandler):  # the console's; its log file below the session keeps everything
+        _handler.setLevel(logging.ERROR)
 
 _SUBJECTS = 64  # of one stream: what a kill can cost, against starting actors anew
 
