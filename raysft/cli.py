@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from raysft.spec.memory import memory_needs, too_large
 from raysft.spec.plan import Plan, is_up_to_date, make_plan, nothing_missing
+from raysft.spec.size import POLICIES, decimal, retention
 from raysft.spec.sweep import Sweep, load_sweep
 from raysft.store.layout import REPORT_FILE, Storage, StorageError, open_storage
 from raysft.store.results import read_failures
@@ -218,6 +221,11 @@ def _plan_facts(made: Plan) -> dict[str, Any]:
         "stages": {
             stage: {"done": done, "planned": planned} for stage, (done, planned) in made.count_by_stage().items()
         },
+        "checkpoint_storage": [asdict(retention(made.sweep, made.trials, keep)) for keep in POLICIES],
+        "worker_memory": [
+            {"model": need.model, "method": need.method, "trials": need.trials, "bytes": round(need.bytes)}
+            for need in memory_needs(made.sweep, made.trials)
+        ],
         "missing_units": [str(unit) for unit in made.missing_units()],
         "damaged": list(made.damaged),
     }
@@ -235,12 +243,36 @@ def _print_plan(made: Plan) -> None:
     for stage, (done, planned) in made.count_by_stage().items():
         stages.add_row(stage, str(done), str(planned - done))
     console.print(stages)
+    _print_sizes(made)
     looked = "" if _readable_storage(made.sweep) else " (not looked at: a plan uses no network; see `raysft status`)"
     console.print(f"{len(made.missing_units())} units of work are missing in {made.sweep.storage}{looked}")
     moving = ", ".join(_moving_revisions(made.sweep))
     if moving:
         console.print(f"Revision main moves with the hub; pin a commit, so that the sweep can be repeated: {moving}")
     _print_damaged(made)
+
+
+def _print_sizes(made: Plan) -> None:
+    """What the checkpoints take under each policy, and what a training step needs of a worker."""
+    table = Table("checkpoints.keep", "checkpoints", "storage")
+    for keep in POLICIES:
+        kept = retention(made.sweep, made.trials, keep)
+        size = decimal(kept.bytes) if kept.bytes_meanwhile else "unknown"
+        if kept.bytes_meanwhile > kept.bytes:
+            size += f", {decimal(kept.bytes_meanwhile)} until the run ends"
+        chosen = " (chosen)" if keep == made.sweep.checkpoints.keep else ""
+        table.add_row(keep + chosen, f"{kept.checkpoints:,}", size)
+    console.print(table)
+    unknown = retention(made.sweep, made.trials, "last").unknown
+    if unknown:
+        console.print(f"Not in it, size unknown for (their `shape` would tell): {', '.join(unknown)}")
+    largest = max(memory_needs(made.sweep, made.trials), key=lambda need: need.bytes, default=None)
+    if largest is not None:
+        console.print(
+            f"A training step needs up to {decimal(largest.bytes)} of a worker ({largest.model} x {largest.method})"
+        )
+    for line in too_large(made.sweep, made.missing_trials()):
+        console.print(line)
 
 
 def _moving_revisions(sweep: Sweep) -> list[str]:

@@ -19,6 +19,7 @@ from raysft.probes.perplexity import centroid, data_properties, example_texts, s
 from raysft.probes.weight_change import weight_change
 from raysft.session import Session
 from raysft.spec.plan import SHIPPED_TEXTS, Work
+from raysft.spec.templates import training_template
 from raysft.store.results import Cost, commit_result
 
 
@@ -111,7 +112,7 @@ def _properties_of(session: Session, dataset: str, base: Base) -> pa.Table:
     assert probe is not None
     examples = session.examples(dataset, None)[: probe.rows]
     sizes = (training.max_length, session.pad_id(base), training.token_budget)
-    return data_properties(base.model, base.tokenizer, examples, training.template, *sizes)
+    return data_properties(base.model, base.tokenizer, examples, training_template(session.sweep), *sizes)
 
 
 class _Centroids:
@@ -142,7 +143,7 @@ class _Centroids:
     def _texts(self, kind: str, name: str) -> list[str]:
         if kind == "dataset":
             examples = self._session.examples(name, None)[: self._rows]
-            return example_texts(examples, self._session.sweep.training.template)
+            return example_texts(examples, self._base.tokenizer, training_template(self._session.sweep))
         if kind == "benchmark":
             return benchmark_texts(self._session.benchmarks, name, self._rows)
         return SHIPPED_TEXTS.read_text(encoding="utf-8").splitlines()

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raysft.spec.plan import Plan, Subject, Unit, Work, make_plan
+from raysft.spec.plan import Plan, Subject, Unit, Work, divergence_work, make_plan
 from raysft.spec.sweep import Sweep
 from raysft.store.layout import Storage, StorageError
 from raysft.store.results import conform, read_failures, read_result, result_path
-from raysft.store.schema import IDENTITY, SCORE_COLUMNS, TABLES
+from raysft.store.schema import DIVERGED, IDENTITY, SCORE_COLUMNS, TABLES
 
 _READERS = 8  # threads: reading thousands of small files is waiting, most of all on an object store
 
@@ -63,7 +63,7 @@ def reduce_sweep(sweep: Sweep, storage: Storage) -> Reduced:
     parts: dict[str, list[pa.Table]] = {name: [] for name in TABLES}
     for work, table in results:
         for name, part in _parts(work, table):
-            parts[name].append(_identified(name, work.subject, part))
+            parts[name].append(_identified(name, work.subject, part, work.subject.trial in plan.diverged))
     failures = _failures(plan, storage)
     parts["failures"] = [failures]
     parts["trials"] = [_trials(plan, dict(_training(results)), failures)]
@@ -104,11 +104,12 @@ def _samples(table: pa.Table) -> pa.Table:
     return pa.table({**{name: owners.column(name) for name in ("task", "metric")}, **columns})
 
 
-def _identified(name: str, subject: Subject, part: pa.Table) -> pa.Table:
+def _identified(name: str, subject: Subject, part: pa.Table, diverged: bool) -> pa.Table:
     """The rows with the subject's identity columns in front, in the table's schema."""
     identity = subject.as_row()
     count = part.num_rows
     columns = {field.name: pa.repeat(pa.scalar(identity[field.name], field.type), count) for field in IDENTITY}
+    columns[DIVERGED.name] = pa.repeat(pa.scalar(diverged), count)
     for field in part.schema:
         columns[field.name] = part.column(field.name)
     return conform(pa.table(columns), TABLES[name]).replace_schema_metadata(None)
@@ -124,8 +125,13 @@ def _failures(plan: Plan, storage: Storage) -> pa.Table:
     """Every recorded failure of the sweep's works, in the plan's order."""
     recorded = {(stage, key) for stage in storage.names("failures") for key in storage.names("failures", stage)}
     rows = [
-        {**work.subject.as_row(), **record, "resolved": plan.is_done(work)}
-        for work in plan.works()
+        {
+            **work.subject.as_row(),
+            **record,
+            "resolved": plan.is_done(work),
+            DIVERGED.name: work.subject.trial in plan.diverged,
+        }
+        for work in [*plan.works(), *(divergence_work(trial) for trial in plan.trials)]
         if (work.stage, work.key) in recorded
         for record in read_failures(storage, work.stage, work.key)
     ]
@@ -137,7 +143,6 @@ def _trials(plan: Plan, training: dict[str, list[dict[str, Any]]], failures: pa.
     """One row for each base model and each fine-tuning."""
     open_failures = [row for row in failures.to_pylist() if not row["resolved"]]
     failed = {(row["stage"], row["key"]) for row in open_failures}
-    diverged = {row["trial"] for row in open_failures if row["error"] == "DivergenceError"}
     geometry: dict[tuple[str, str | None], list[Work]] = {}
     for work in plan.geometry:
         if work.stage == "intrinsic_dimension":
@@ -147,12 +152,16 @@ def _trials(plan: Plan, training: dict[str, list[dict[str, Any]]], failures: pa.
         if unit.kind == "pretrain":
             continue
         works = [*unit.works, *geometry.get((unit.model, unit.subject.trial), [])]
-        state = _state(works, plan.is_done, failed)
-        rows.append({**_trial_row(plan.sweep, unit, training), "state": state, "diverged": unit.key in diverged})
+        ended = plan.diverged.get(unit.key)
+        state = _state(filter(plan.can_be_had, works), plan.is_done, failed)
+        if state == "done" and ended is not None:
+            state = "diverged"
+        row = _trial_row(plan.sweep, unit, training)
+        rows.append({**row, "state": state, "diverged": ended is not None, "diverged_in_epoch": ended})
     return pa.Table.from_pylist(rows, schema=TABLES["trials"])
 
 
-def _state(works: list[Work], is_done: Callable[[Work], bool], failed: set[tuple[str, str]]) -> str:
+def _state(works: Iterable[Work], is_done: Callable[[Work], bool], failed: set[tuple[str, str]]) -> str:
     missing = [work for work in works if not is_done(work)]
     if not missing:
         return "done"

@@ -11,12 +11,12 @@ import torch
 
 from raysft.corpus.example import Example
 from raysft.corpus.sources import load_examples
-from raysft.corpus.tokenize import TokenisedRow, tokenise_examples
+from raysft.corpus.tokenize import TokenisedRows, tokenise_examples
 from raysft.evaluation.harness import Benchmarks, load_benchmarks
 from raysft.models.load import Base, BaseCache, pad_id
 from raysft.probes.log_likelihood import likelihood_texts
 from raysft.spec.grid import Trial
-from raysft.spec.sweep import Sweep
+from raysft.spec.sweep import SpecError, Sweep
 from raysft.store.layout import Storage, open_storage
 from raysft.store.results import record_failure
 
@@ -29,7 +29,7 @@ class Session:
     device: torch.device
     bases: BaseCache = field(default_factory=BaseCache)
     _examples: dict[tuple[str, int | None], list[Example]] = field(default_factory=dict)
-    _rows: dict[tuple[Any, ...], list[TokenisedRow]] = field(default_factory=dict)
+    _rows: dict[tuple[Any, ...], TokenisedRows] = field(default_factory=dict)
 
     @cached_property
     def storage(self) -> Storage:
@@ -44,9 +44,10 @@ class Session:
         assert self.sweep.probes.log_likelihood is not None
         return likelihood_texts(self.sweep.probes.log_likelihood)
 
-    def base(self, model: str) -> Base:
-        """The base model, in fp32: bfloat16 training computes in bfloat16 and keeps fp32 weights."""
-        return self.bases.get(self.storage, self.sweep.model(model), "float32", self.device)
+    def base(self, model: str, dtype: str = "float32") -> Base:
+        """The base model for a training `dtype`: in fp32, unless that is pure_bfloat16."""
+        held = "bfloat16" if dtype == "pure_bfloat16" else "float32"
+        return self.bases.get(self.storage, self.sweep.model(model), held, self.device)
 
     def examples(self, dataset: str, size: int | None) -> list[Example]:
         """Training examples of a dataset at a size."""
@@ -54,19 +55,32 @@ class Session:
             self._examples[dataset, size] = load_examples(self.sweep, self.sweep.dataset(dataset), size)
         return self._examples[dataset, size]
 
-    def rows(self, trial: Trial, base: Base) -> list[TokenisedRow]:
-        """A trial's tokenised rows, kept for the other trials of the same base and data."""
+    def rows(self, trial: Trial, base: Base) -> TokenisedRows:
+        """A trial's tokenised rows, kept for the other trials of the same base and data.
+
+        SpecError, with the names of dataset and model, for a row or a template that is refused, or if no row is left.
+        """
         settings = trial.optimisation
-        key = (base.key, trial.dataset, trial.size, settings.template, settings.max_length)
+        key = (base.key, trial.dataset, trial.size, settings.prompt, settings.max_length, settings.overlong_rows)
         if key not in self._rows:
             self._rows = {kept: rows for kept, rows in self._rows.items() if kept[0] == base.key}
-            examples = self.examples(trial.dataset, trial.size)
-            try:
-                rows = tokenise_examples(examples, base.tokenizer, settings.template, settings.max_length)
-            except ValueError as error:
-                raise ValueError(f"datasets.{trial.dataset}: {error}") from error
-            self._rows[key] = rows
+            self._rows[key] = self._tokenised(trial, base)
         return self._rows[key]
+
+    def _tokenised(self, trial: Trial, base: Base) -> TokenisedRows:
+        settings, examples = trial.optimisation, self.examples(trial.dataset, trial.size)
+        try:
+            rows = tokenise_examples(
+                examples, base.tokenizer, settings.prompt, settings.max_length, settings.overlong_rows
+            )
+        except ValueError as error:
+            raise SpecError(f"datasets.{trial.dataset}: {error} (models.{trial.model})") from error
+        if not rows:
+            raise SpecError(
+                f"datasets.{trial.dataset}: max_length {settings.max_length} leaves none of {len(examples)} rows a "
+                f"supervised token; raise training.max_length (models.{trial.model})"
+            )
+        return rows
 
     def pad_id(self, base: Base) -> int:
         return pad_id(base.tokenizer)

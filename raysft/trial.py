@@ -1,41 +1,40 @@
 """One unit of a sweep in this process, from data to committed results. Knows nothing of Ray.
 
-A fine-tuning trains once through its epochs and is measured at the end of each epoch that the sweep asks for, while the
-model is in memory. Checkpoints and results are committed as they come. A trial that was killed trains again from the
-last epoch at which the optimiser's state was kept, which is done when `RESUME_EVERY_S` seconds have passed since the
-last time: a short trial starts over, a long one loses that much and the epoch in flight.
+A fine-tuning trains once through its epochs and is measured at the end of each epoch that the sweep asks for.
+Checkpoints and results are committed as they come. A trial that was killed goes on from the last step at which its
+state was kept, which is done when `RESUME_EVERY_S` seconds have passed since the last time: a short trial starts over,
+a long one loses that much.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
-import torch
 
 from raysft.measure import Bench, Report, measure_base, measure_checkpoint
 from raysft.models.load import Base, load_folder
-from raysft.models.methods import Tuned, apply_method
+from raysft.models.methods import Tuned, apply_method, prepare
 from raysft.models.micro import pretrain
 from raysft.session import Session
 from raysft.spec.grid import Trial
-from raysft.spec.plan import Unit, Work
-from raysft.store.checkpoints import delete_folder, local_folder, sound_folder, write_folder
+from raysft.spec.plan import Unit, Work, divergence_work
+from raysft.spec.size import kept_epochs
+from raysft.store.checkpoints import delete_folder, is_complete, local_folder, sound_folder, write_folder
 from raysft.store.layout import checkpoint_folder, model_folder
 from raysft.store.results import result_path
-from raysft.store.schema import PRETRAIN, TRAINING
-from raysft.training.loop import EpochStats, Job, make_optimizer, train
-from raysft.training.parallel import ALONE, Ranks
-from raysft.training.state import load_state, save_state
+from raysft.store.schema import DIVERGENCE, PRETRAIN, TRAINING
+from raysft.training.loop import DivergenceError, EpochStats, Hooks, Job, Progress, train
+from raysft.training.parallel import ALONE, DataParallel, Engine, Ranks
+from raysft.training.resume import ResumeStates
+from raysft.training.zero import ZeroEngine
 
 RESUME_EVERY_S = 60.0
-_HISTORY = "history.json"
 
-Progress = Callable[[str], None]
+Told = Callable[[str], None]
 
 
 def run_unit(
@@ -43,7 +42,7 @@ def run_unit(
     unit: Unit,
     works: Sequence[Work],
     ranks: Ranks = ALONE,
-    progress: Progress = lambda _: None,
+    progress: Told = lambda _: None,
 ) -> Report:
     """Do the missing `works` of a unit. Failures are recorded in the storage and in the report, not raised."""
     report = Report()
@@ -70,7 +69,7 @@ def _first_missing(session: Session, works: Sequence[Work]) -> Work:
     return next(missing, works[0])
 
 
-def _pretrain(bench: Bench, unit: Unit, works: Sequence[Work], progress: Progress) -> None:
+def _pretrain(bench: Bench, unit: Unit, works: Sequence[Work], progress: Told) -> None:
     session = bench.session
     recipe = session.sweep.model(unit.model).micro
     assert recipe is not None
@@ -97,125 +96,174 @@ def _pretrain(bench: Bench, unit: Unit, works: Sequence[Work], progress: Progres
 
 
 class _FineTuning:
-    """One trial: what of it is in the storage decides where it starts and which epochs it measures."""
+    """One trial: what of it is in the storage decides where it starts and which epochs it measures.
 
-    def __init__(self, bench: Bench, trial: Trial, works: Sequence[Work], ranks: Ranks, progress: Progress) -> None:
+    With the whole model on every rank an epoch is measured while the model is in memory. ZeRO moves the weights into
+    buffers of its own, so there each epoch is measured from its checkpoint, after the training.
+    """
+
+    def __init__(self, bench: Bench, trial: Trial, works: Sequence[Work], ranks: Ranks, progress: Told) -> None:
         self.bench = bench
         self.session = bench.session
         self.storage = bench.session.storage
         self.trial = trial
         self.ranks = ranks
         self.progress = progress
+        self.resources = self.session.sweep.resources
         self.train_work = next((work for work in works if work.stage == "train"), None)
         self.measures: dict[int, list[Work]] = {}
         for work in works:
             if work.stage != "train":
                 self.measures.setdefault(work.subject.epoch or 0, []).append(work)
-        keep = self.session.sweep.checkpoints.keep
-        # The last epoch's weights are needed after the trial too, by the streamed hidden states.
-        self.kept = {*(trial.measured if keep == "measured" else ()), trial.epochs}
-        self.history: list[EpochStats] = []
-        self.train_s = 0.0
-        self.saved_at = time.perf_counter()
+        self.kept = kept_epochs(trial, self.session.sweep.checkpoints.keep)
+        self.resume = ResumeStates(
+            self.storage, trial.key, ranks, self.session.device, sharded=self.resources.strategy != "ddp"
+        )
 
     def run(self) -> None:
-        base = self.session.base(self.trial.model)
-        method = self.session.sweep.method(self.trial.method)
-        tuned = apply_method(base, method, self.trial.seed)
-        try:
-            self._measure_stored(tuned)
-            if self.train_work is not None or self.measures:
+        base = self.session.base(self.trial.model, self.trial.optimisation.dtype)
+        self._measure_stored(base)
+        if self.train_work is None and not self.measures:
+            return
+        tuned = apply_method(base, self.session.sweep.method(self.trial.method), self.trial.seed)
+        if self.resources.strategy == "ddp":
+            try:
+                self._train(tuned)
+            finally:
                 tuned.detach()
-                tuned = apply_method(base, method, self.trial.seed)
-                self._train(tuned, base)
+            return
+        try:
+            self._train(tuned)
         finally:
-            tuned.detach()
+            self.session.bases.drop()  # DeepSpeed took its weights apart
+        del base, tuned  # the memory is wanted for the base that is loaded now
+        self._measure_stored(self.session.base(self.trial.model, self.trial.optimisation.dtype))
+        self._forget_unkept()
 
-    def _measure_stored(self, tuned: Tuned) -> None:
+    def _measure_stored(self, base: Base) -> None:
         """Measure the epochs whose checkpoints are complete: nothing is trained for those."""
         for epoch in sorted(self.measures):
             folder = sound_folder(self.storage, checkpoint_folder(self.trial.key, epoch))
-            if folder is not None:
-                works = self.measures.pop(epoch)
-                if self.ranks.is_first:
+            if folder is None:
+                continue
+            works = self.measures.pop(epoch)
+            if self.ranks.is_first:
+                tuned = apply_method(base, self.session.sweep.method(self.trial.method), self.trial.seed)
+                try:
                     tuned.load(folder)
                     measure_checkpoint(self.bench, works, tuned)
+                finally:
+                    tuned.detach()
+        self.ranks.wait()
 
-    def _train(self, tuned: Tuned, base: Base) -> None:
-        trial, sweep = self.trial, self.session.sweep
-        job = Job(
-            rows=self.session.rows(trial, base),
-            settings=trial.optimisation,
-            seed=trial.seed,
-            epochs=trial.epochs,
-            pad_id=self.session.pad_id(base),
-            token_budget=sweep.training.token_budget,
-            device=self.session.device,
-        )
-        named = tuned.trainable()
-        optimizer = make_optimizer([parameter for _, parameter in named], trial.optimisation)
-        done = self._resume(tuned, optimizer)
-        started = time.perf_counter()
-
-        def epoch_ended(stats: EpochStats) -> None:
-            nonlocal started
-            self.train_s += time.perf_counter() - started
-            self.history.append(stats)
-            self.progress(f"epoch {stats.at_epoch}/{trial.epochs}, loss {stats.loss:.3f}")
-            if self.ranks.is_first:
-                self._checkpoint(tuned, optimizer, stats.at_epoch)
-            self.ranks.wait()
-            started = time.perf_counter()
-
-        train(tuned.model, optimizer, job, epoch_ended, self.ranks, done)
+    def _train(self, tuned: Tuned) -> None:
+        """Train from the newest state that serves, and commit what came of it: an end or a divergence."""
+        state = self.resume.newest(before=min(self.measures, default=self.trial.epochs + 1))
+        if state is not None:
+            tuned.load(state.first)
+        engine = self._engine(tuned)
+        if state is not None:
+            engine.load_optimizer(state.own)
+        run = _Run(self, tuned, engine, state.history if state is not None else [])
+        diverged = False
+        try:
+            train(engine, self._job(tuned), run.hooks(), state.progress if state is not None else Progress())
+        except DivergenceError as error:
+            if error.last_good is not None:
+                self.resume.save(tuned, engine, run.history, error.last_good)
+            self._commit_divergence(error)
+            diverged = True
+        finally:
+            engine.close()
         if self.ranks.is_first:
             if self.train_work is not None:
-                table = pa.Table.from_pylist([asdict(stats) for stats in self.history], schema=TRAINING)
-                self.bench.commit(self.train_work, table, self.train_s)
-            self._forget_resume_states(keep=None)
+                dropped = {"dropped_rows": self.session.rows(self.trial, tuned.base).dropped}
+                table = pa.Table.from_pylist([{**asdict(stats), **dropped} for stats in run.history], schema=TRAINING)
+                self.bench.commit(self.train_work, table, run.train_s)
+            if not diverged:
+                self.resume.forget()
 
-    def _checkpoint(self, tuned: Tuned, optimizer: torch.optim.Optimizer, epoch: int) -> None:
-        """Keep the weights of an epoch if the sweep wants them, measure them, and keep a state to resume from."""
-        if epoch in self.kept:
-            started = time.perf_counter()
-            facts = {"trial": self.trial.key, "epoch": epoch, "subject": str(self.trial.identity)}
-            write_folder(self.storage, checkpoint_folder(self.trial.key, epoch), tuned.save, facts)
-            self.bench.report.add_seconds("checkpoint", time.perf_counter() - started)
-        works = self.measures.pop(epoch, [])
-        if works:
-            measure_checkpoint(self.bench, works, tuned)
-        if time.perf_counter() - self.saved_at > RESUME_EVERY_S and epoch < self.trial.epochs:
-            self._keep_resume_state(tuned, optimizer, epoch)
+    def _engine(self, tuned: Tuned) -> Engine:
+        training, named = self.session.sweep.training, tuned.trainable()
+        prepare(tuned, training.activation_checkpointing, training.compile)
+        if self.resources.strategy == "ddp":
+            return DataParallel(tuned.model, named, self.trial.optimisation, self.ranks)
+        stage = int(self.resources.strategy.removeprefix("zero"))
+        return ZeroEngine(tuned.model, named, self.trial.optimisation, stage, self.resources.offload, self.ranks)
 
-    def _keep_resume_state(self, tuned: Tuned, optimizer: torch.optim.Optimizer, epoch: int) -> None:
-        def save(folder: Path) -> None:
-            tuned.save(folder)
-            save_state(folder, optimizer, tuned.trainable(), epoch)
-            (folder / _HISTORY).write_text(json.dumps([asdict(stats) for stats in self.history]))
+    def _job(self, tuned: Tuned) -> Job:
+        return Job(
+            rows=self.session.rows(self.trial, tuned.base),
+            settings=self.trial.optimisation,
+            seed=self.trial.seed,
+            epochs=self.trial.epochs,
+            pad_id=self.session.pad_id(tuned.base),
+            token_budget=self.session.sweep.training.token_budget,
+            device=self.session.device,
+            noise=tuned.noise,
+        )
 
-        write_folder(self.storage, self._resume_folder(epoch), save, {"trial": self.trial.key, "epoch": epoch})
-        self._forget_resume_states(keep=epoch)
+    def _commit_divergence(self, error: DivergenceError) -> None:
+        """Record it as a result, so that it is known for good: the same trajectory would end there again."""
+        self.measures = {epoch: works for epoch, works in self.measures.items() if epoch < error.epoch}
+        if self.ranks.is_first:
+            work = divergence_work(self.trial)
+            row = {"in_epoch": error.epoch, "at_step": error.step, "loss": error.loss, "grad_norm": error.grad_norm}
+            self.bench.commit(work, pa.Table.from_pylist([row], schema=DIVERGENCE), 0.0)
+            self.bench.fail(work, error)
+
+    def _forget_unkept(self) -> None:
+        """Delete the checkpoints that were written only to be measured from."""
+        if self.ranks.is_first:
+            for epoch in set(self.trial.measured) - self.kept:
+                if is_complete(self.storage, checkpoint_folder(self.trial.key, epoch)):
+                    delete_folder(self.storage, checkpoint_folder(self.trial.key, epoch))
+
+
+class _Run:
+    """What happens between the epochs and steps of one training: checkpoints, measurements, states to resume from."""
+
+    def __init__(self, trial: _FineTuning, tuned: Tuned, engine: Engine, history: list[EpochStats]) -> None:
+        self.owner = trial
+        self.tuned = tuned
+        self.engine = engine
+        self.history = history
+        self.train_s = 0.0
+        self.started = self.saved_at = time.perf_counter()
+
+    def hooks(self) -> Hooks:
+        return Hooks(epoch_ended=self._epoch_ended, should_save=self._should_save, save=self._save)
+
+    def _epoch_ended(self, stats: EpochStats) -> None:
+        owner, epoch = self.owner, stats.at_epoch
+        self.train_s += time.perf_counter() - self.started
+        self.history.append(stats)
+        owner.progress(f"epoch {epoch}/{owner.trial.epochs}, loss {stats.loss:.3f}")
+        in_place = owner.resources.strategy == "ddp"
+        if epoch in owner.kept or (not in_place and epoch in owner.measures):
+            self._write_checkpoint(epoch)
+        if in_place:
+            works = owner.measures.pop(epoch, [])
+            if works and owner.ranks.is_first:
+                measure_checkpoint(owner.bench, works, self.tuned)
+        owner.ranks.wait()
+        self.started = time.perf_counter()
+
+    def _write_checkpoint(self, epoch: int) -> None:
+        owner, started = self.owner, time.perf_counter()
+        weights = self.engine.gathered_weights()
+        if owner.ranks.is_first:
+            facts = {"trial": owner.trial.key, "epoch": epoch, "subject": str(owner.trial.identity)}
+            folder = checkpoint_folder(owner.trial.key, epoch)
+            write_folder(owner.storage, folder, lambda path: self.tuned.save(path, weights), facts)
+        owner.bench.report.add_seconds("checkpoint", time.perf_counter() - started)
+
+    def _should_save(self) -> bool:
+        return time.perf_counter() - self.saved_at > RESUME_EVERY_S
+
+    def _save(self, progress: Progress) -> None:
+        started = time.perf_counter()
+        self.owner.resume.save(self.tuned, self.engine, self.history, progress)
         self.saved_at = time.perf_counter()
-
-    def _resume(self, tuned: Tuned, optimizer: torch.optim.Optimizer) -> int:
-        """Take over the newest state that leaves every missing epoch still to come; returns the epochs it has done."""
-        first_missing = min(self.measures, default=self.trial.epochs + 1)
-        for epoch in sorted(self._resume_epochs(), reverse=True):
-            folder = sound_folder(self.storage, self._resume_folder(epoch)) if epoch < first_missing else None
-            if folder is not None:
-                tuned.load(folder)
-                self.history = [EpochStats(**stats) for stats in json.loads((folder / _HISTORY).read_text())]
-                return load_state(folder, optimizer, tuned.trainable())
-        return 0
-
-    def _resume_folder(self, epoch: int) -> str:
-        return f"checkpoints/{self.trial.key}/resume-{epoch:04d}"
-
-    def _resume_epochs(self) -> list[int]:
-        names = self.storage.names("checkpoints", self.trial.key)
-        return [int(name.removeprefix("resume-")) for name in names if name.startswith("resume-")]
-
-    def _forget_resume_states(self, keep: int | None) -> None:
-        for epoch in self._resume_epochs():
-            if epoch != keep:
-                delete_folder(self.storage, self._resume_folder(epoch))
+        self.owner.bench.report.add_seconds("checkpoint", self.saved_at - started)
+        self.started += self.saved_at - started

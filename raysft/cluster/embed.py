@@ -12,22 +12,23 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray
 import torch
 from ray.data import ActorPoolStrategy
 
-from raysft.corpus.example import Example
+from raysft.corpus.example import Example, examples_from_table, examples_to_table
 from raysft.corpus.sources import load_examples
-from raysft.corpus.tokenize import TokenisedRow, tokenise_examples
+from raysft.corpus.tokenize import TokenisedRows, tokenise_examples
 from raysft.models.load import model_shape, pad_id
 from raysft.models.methods import Tuned, apply_method
 from raysft.probes.embeddings import POOLING, pooled_states
@@ -36,6 +37,7 @@ from raysft.session import Session, pick_device
 from raysft.spec.grid import Trial
 from raysft.spec.plan import Plan, Work, text_count
 from raysft.spec.sweep import Resources, Sweep
+from raysft.spec.templates import Template
 from raysft.store.checkpoints import (
     delete_folder,
     is_complete,
@@ -64,8 +66,9 @@ class EmbedJob:
     model: str
     trial: Trial | None
     epoch: int
-    template: str
+    template: Template
     max_length: int
+    overlong_rows: Literal["refuse", "drop"]
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,9 @@ def _job(plan: Plan, trials: dict[str, Trial], work: Work) -> EmbedJob:
         model=work.subject.model,
         trial=trial,
         epoch=work.subject.epoch or 0,
-        template=settings.template,
+        template=settings.prompt,
         max_length=settings.max_length,
+        overlong_rows=settings.overlong_rows,
     )
 
 
@@ -145,7 +149,7 @@ def _subject(sweep: Sweep, work: Work, job: EmbedJob, examples: list[Example]) -
     """The first training examples of a subject as one block; an example that stands there twice is taken once."""
     chosen = examples[: text_count(sweep, work.about or "", work.subject.size)]
     distinct = list(dict.fromkeys(chosen))
-    texts = pa.Table.from_pylist([{"key": job.key, **asdict(example)} for example in distinct])
+    texts = examples_to_table(distinct).add_column(0, "key", pa.array([job.key] * len(distinct), pa.string()))
     return Subject(work, job, texts, len(chosen) - len(distinct))
 
 
@@ -191,14 +195,15 @@ def _write_states(
 
 def _actors(resources: Resources) -> tuple[int, dict[str, float]]:
     """(number of actors, what each holds). Half a CPU at least stays free for the tasks that write, or the stream
-    would wait for itself."""
+    would wait for itself. On one machine no actor is restarted, since what kills one there kills all."""
     have = ray.cluster_resources()
+    restarts = {} if len(ray.nodes()) > 1 else {"max_restarts": 0, "max_task_retries": 0}
     free = have.get("CPU", 1.0)
     if resources.gpus_per_worker > 0:
         gpus = min(1.0, resources.gpus_per_worker)
-        return max(1, int(have.get("GPU", 0.0) / gpus)), {"num_gpus": gpus, "num_cpus": 0}
+        return max(1, int(have.get("GPU", 0.0) / gpus)), {"num_gpus": gpus, "num_cpus": 0, **restarts}
     cpus = min(resources.cpus_per_worker, max(0.5, free - 1))
-    return max(1, int((free - 0.5) / cpus)) if cpus <= free - 1 else 1, {"num_cpus": cpus}
+    return max(1, int((free - 0.5) / cpus)) if cpus <= free - 1 else 1, {"num_cpus": cpus, **restarts}
 
 
 def _publish(storage: Storage, staging: str, subject: Subject, shape: tuple[int, int], seconds: float) -> None:
@@ -206,12 +211,13 @@ def _publish(storage: Storage, staging: str, subject: Subject, shape: tuple[int,
     work, job = subject.work, subject.job
     source = storage.path(staging, f"key={job.key}")
     local = pafs.LocalFileSystem()
+    texts = pads.dataset(source, filesystem=storage.filesystem).count_rows()  # without the rows dropped as too long
 
     def save(folder: Path) -> None:
         pafs.copy_files(source, str(folder), source_filesystem=storage.filesystem, destination_filesystem=local)
 
     write_folder(storage, embeddings_folder(job.key), save, {"duplicates": subject.duplicates})
-    row = {"folder": embeddings_folder(job.key), "texts": len(subject.texts), "layers": shape[0], "width": shape[1]}
+    row = {"folder": embeddings_folder(job.key), "texts": texts, "layers": shape[0], "width": shape[1]}
     table = pa.Table.from_pylist([{**row, "pooling": POOLING}], schema=EMBED)
     commit_result(storage, "embed", job.key, table, work.subject.as_row(), Cost(seconds))
 
@@ -230,17 +236,26 @@ class Embedder:
     def __call__(self, batch: pa.Table) -> pa.Table:
         parts = []
         for key in dict.fromkeys(batch.column("key").to_pylist()):  # a batch may hold the seam of two subjects
-            rows = batch.filter(pc.equal(batch.column("key"), key))
-            states = self._states(self.jobs[key], rows)
-            tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(states)).cast(self.type)
-            parts.append(pa.table({"key": rows.column("key"), "states": tensors}))
+            rows = self._rows(self.jobs[key], batch.filter(pc.equal(batch.column("key"), key)))
+            keys = pa.array([key] * len(rows), pa.string())
+            parts.append(pa.table({"key": keys, "states": self._tensors(self.jobs[key], rows)}))
         return pa.concat_tables(parts)
 
-    def _states(self, job: EmbedJob, texts: pa.Table) -> np.ndarray:
+    def _rows(self, job: EmbedJob, texts: pa.Table) -> TokenisedRows:
+        """The rows of these texts that a trial trains on: without those that it refuses, or drops, as too long."""
+        examples = examples_from_table(texts)
+        tokenizer = self.session.base(job.model).tokenizer
+        return tokenise_examples(examples, tokenizer, job.template, job.max_length, job.overlong_rows)
+
+    def _tensors(self, job: EmbedJob, rows: TokenisedRows) -> pa.Array:
+        if not rows:
+            return pa.ExtensionArray.from_storage(self.type, pa.array([], self.type.storage_type))
+        states = np.ascontiguousarray(self._states(job, rows))
+        return pa.FixedShapeTensorArray.from_numpy_ndarray(states).cast(self.type)
+
+    def _states(self, job: EmbedJob, rows: TokenisedRows) -> np.ndarray:
         base = self.session.base(job.model)
         self._load(job)
-        examples = [Example(row["instruction"], row["response"]) for row in texts.to_pylist()]
-        rows: list[TokenisedRow] = tokenise_examples(examples, base.tokenizer, job.template, job.max_length)
         if self.tuned is None:
             return pooled_states(base.model, rows, pad_id(base.tokenizer))
         self.tuned.model.eval()

@@ -13,6 +13,7 @@ from raysft.cluster.sweep import SweepOutcome, UnitOutcome, run_sweep
 from raysft.preflight import check_sweep
 from raysft.publish import make_report
 from raysft.reduce import Reduced, reduce_sweep
+from raysft.spec.memory import too_large
 from raysft.spec.plan import Plan, Unit, is_up_to_date, make_plan, nothing_missing
 from raysft.spec.sweep import Sweep, resolved_yaml
 from raysft.store.checkpoints import delete_folder
@@ -46,6 +47,8 @@ def run_everything(
         say(nothing_missing(plan))
         return RunResult(0, (), report)
     check_sweep(plan, storage)
+    for line in too_large(sweep, plan.missing_trials()):
+        say(line)
     storage.delete(REPORT_SPEC_FILE)  # from here to the end of the report, a kill leaves a report to be made again
     storage.write_bytes(resolved_yaml(sweep).encode(), SPEC_FILE)
     for path in plan.damaged:

@@ -1,7 +1,8 @@
 """From a dataset of the sweep to its examples: json, jsonl (also .gz), parquet, csv, a hub name, generated skills.
 
 Columns are recognised for the layouts of the well-known instruction sets, or named in the spec. Every row must have an
-instruction and a response; the first that has not is refused by its number, unless the spec says to leave them out.
+instruction and a response; the first that has not is refused by its number, unless the spec says to leave them out. Of
+a conversation the first exchange is read, or all of it, as the spec says.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import csv
 import gzip
 import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysft.corpus.conversations import whole_conversation
 from raysft.corpus.example import Example
 from raysft.corpus.skills import instruction_rows
 from raysft.spec.keys import canonical_json, dataset_identity, text_digest
 from raysft.spec.sweep import Columns, DatasetSpec, SpecError, Sweep
 
 Row = Mapping[str, Any]
-Reader = Callable[[Row], tuple[str, str]]
+Reader = Callable[[Row], Example]
 
 FORMATS = (".json", ".jsonl", ".jsonl.gz", ".parquet", ".csv")
 
@@ -69,7 +72,7 @@ def all_examples(dataset: DatasetSpec) -> list[Example]:
     ]
     if not chosen:
         raise SpecError(f"{where}: no rows" + (" that match `where`" if dataset.where else ""))
-    reader = _reader(chosen[0][1], dataset.columns, where)
+    reader = _reader(chosen[0][1], dataset, where)
     read = (_example(reader, row, f"{where}, row {number}", dataset) for number, row in chosen)
     examples = [example for example in read if example is not None]
     if not examples:
@@ -136,29 +139,35 @@ def _hub_rows(dataset: DatasetSpec, where: str) -> list[Row]:
         raise SpecError(f"{where}.hub: {dataset.hub} at {dataset.revision} cannot be loaded ({problem})") from error
 
 
-def _reader(row: Row, columns: Columns, where: str) -> Reader:
-    """How to read (instruction, response) from rows that look like `row`."""
-    if columns.instruction is not None:
-        return lambda row: (
-            _joined(row, columns.instruction, columns.input),
-            _text(row, columns.response),
-        )
-    for needed, reader in _LAYOUTS:
+def _reader(row: Row, dataset: DatasetSpec, where: str) -> Reader:
+    """How to read the examples of rows that look like `row`."""
+    if dataset.columns.instruction is not None:
+        return partial(_named_columns, dataset.columns)
+    for needed, pair in _LAYOUTS:
         if all(column in row for column in needed):
-            return reader
+            if dataset.turns == "all" and needed[0] in _CONVERSATIONS:
+                return lambda row: whole_conversation(row.get(needed[0]))
+            return lambda row: Example(*pair(row))
     known = "; ".join(" + ".join(needed) for needed, _ in _LAYOUTS)
     raise SpecError(f"{where}: columns {', '.join(row)} are no known layout ({known}); name them under `columns`")
 
 
 def _example(reader: Reader, row: Row, where: str, dataset: DatasetSpec) -> Example | None:
     """The row's example; for an incomplete row None, or SpecError, as the spec says."""
-    instruction, response = reader(row)
-    for name, text in (("instruction", instruction), ("response", response)):
-        if not text.strip():
-            if dataset.incomplete_rows == "drop":
-                return None
-            raise SpecError(f"{where}: no {name}; mend the row, or set incomplete_rows: drop")
-    return Example(instruction, response)
+    try:
+        example = reader(row)
+        for name in ("instruction", "response"):
+            if not getattr(example, name).strip():
+                raise ValueError(f"no {name}")
+    except ValueError as error:
+        if dataset.incomplete_rows == "drop":
+            return None
+        raise SpecError(f"{where}: {error}; mend the row, or set incomplete_rows: drop") from error
+    return example
+
+
+def _named_columns(columns: Columns, row: Row) -> Example:
+    return Example(_joined(row, columns.instruction, columns.input), _text(row, columns.response))
 
 
 def _text(row: Row, column: str | None) -> str:
@@ -188,7 +197,8 @@ def _first_instance(row: Row) -> tuple[str, str]:
     return _joined({**row, **instance}, "instruction", "input"), _text(instance, "output")
 
 
-_LAYOUTS: tuple[tuple[tuple[str, ...], Reader], ...] = (
+# columns that tell a layout, and how (instruction, response) are read from it
+_LAYOUTS: tuple[tuple[tuple[str, ...], Callable[[Row], tuple[str, str]]], ...] = (
     (("instruction", "instances"), _first_instance),
     (("instruction", "output"), lambda row: (_joined(row, "instruction", "input"), _text(row, "output"))),
     (("instruction", "response"), lambda row: (_joined(row, "instruction", "input"), _text(row, "response"))),
@@ -199,6 +209,7 @@ _LAYOUTS: tuple[tuple[tuple[str, ...], Reader], ...] = (
     (("conversations",), lambda row: _conversation(row.get("conversations"))),
     (("data",), lambda row: _pair(row.get("data"))),
 )
+_CONVERSATIONS = ("messages", "conversations", "data")  # layouts that hold any number of turns
 
 
 def _conversation(turns: Any) -> tuple[str, str]:

@@ -1,57 +1,98 @@
-"""The one way from an example to token ids: exactly one BOS, the prompt, the response, a supervised EOS."""
+"""The one way from an example to token ids: exactly one BOS, the template's text, a supervised EOS.
+
+A text is tokenised once and whole. Where the prompt ends and the assistant begins is a place between characters; a
+token that reaches over such a place belongs to what comes after. At the start of a reply it holds the first thing that
+a model has to say, which no other token says. At its end it holds text of the next turn, which a model must not say.
+Whoever generates gives the prompt's tokens, and finds that training went on from just these.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, overload
 
 from raysft.corpus.example import Example
-from raysft.spec.grid import template_of
+from raysft.corpus.prompt import common_length, render_examples
+from raysft.spec.templates import Template
+
+Span = tuple[int, int]
+
+_BLOCK = 1024  # texts tokenised at a time: the offsets of a whole dataset would take gigabytes
 
 
 @dataclass(frozen=True, slots=True)
 class TokenisedRow:
-    """Token ids of one example; those from `supervised_from` on have a loss."""
+    """Token ids of one example; those in `spans` (half-open, ascending, disjoint, not empty) have a loss."""
 
     ids: tuple[int, ...]
-    supervised_from: int
+    spans: tuple[Span, ...]
+
+    @classmethod
+    def from_token(cls, ids: Sequence[int], start: int) -> TokenisedRow:
+        """The row whose tokens from `start` on all have a loss."""
+        return cls(tuple(ids), ((start, len(ids)),) if start < len(ids) else ())
 
     @property
     def supervised(self) -> int:
         """Number of supervised tokens."""
-        return len(self.ids) - self.supervised_from
+        return sum(stop - start for start, stop in self.spans)
+
+    def cut(self, length: int) -> TokenisedRow:
+        """The first `length` tokens of the row."""
+        spans = tuple((start, min(stop, length)) for start, stop in self.spans if start < length)
+        return TokenisedRow(self.ids[:length], spans)
+
+
+@dataclass(frozen=True)
+class TokenisedRows(Sequence[TokenisedRow]):
+    """A sequence of rows; `kept` are the indices of the examples they come from, `dropped` the number of the others."""
+
+    rows: tuple[TokenisedRow, ...]
+    kept: tuple[int, ...]
+    dropped: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenisedRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[TokenisedRow, ...]: ...
+    def __getitem__(self, index: int | slice) -> TokenisedRow | tuple[TokenisedRow, ...]:
+        return self.rows[index]
 
 
 def tokenise_examples(
-    examples: Sequence[Example], tokenizer: Any, template: str, max_length: int
-) -> list[TokenisedRow]:
-    """Tokenise examples with a `transformers` tokenizer.
+    examples: Sequence[Example],
+    tokenizer: Any,
+    template: Template,
+    max_length: int,
+    overlong: Literal["refuse", "drop"] = "refuse",
+) -> TokenisedRows:
+    """Tokenise examples with a `transformers` tokenizer; everything that the assistant says is supervised.
 
-    Prompt and response are tokenised together, and what follows the tokens of the prompt alone is supervised: the very
-    tokens that lm-eval scores. (Tokenised apart, a SentencePiece response would start with a space that it does not
-    have in the text.) Rows are cut to `max_length` tokens. ValueError, by row number from 1, for a row that has no
-    supervised token left.
+    Rows are cut to `max_length` tokens. One that has no supervised token left is dropped, or a ValueError by its number
+    from 1. ValueError as well for a tokenizer without EOS and for what `render_examples` refuses.
     """
-    prompt, response = template_of(template)
-    asked = [prompt.replace("{instruction}", example.instruction) for example in examples]
-    answered = [response.replace("{response}", example.response) for example in examples]
-    prompts = _encode(tokenizer, asked)
-    wholes = _encode(tokenizer, [first + second for first, second in zip(asked, answered, strict=True)])
-    start = bos_prefix(tokenizer)
-    if tokenizer.eos_token_id is None:
+    eos = tokenizer.eos_token_id
+    if eos is None:
         raise ValueError("the tokenizer has no EOS token, so a model trained with it could never end an answer")
-    rows = []
-    for number, (alone, whole) in enumerate(zip(prompts, wholes, strict=True), start=1):
-        ids = (*start, *whole, tokenizer.eos_token_id)[:max_length]
-        row = TokenisedRow(ids, len(start) + _common_length(alone, whole))
-        if row.supervised < 1:
+    rendered = render_examples(examples, tokenizer, template)
+    places = [[place for span in one.spans for place in span][:-1] for one in rendered]
+    rows, kept = [], []
+    for index, (ids, tokens) in enumerate(_encoded([one.text for one in rendered], places, tokenizer)):
+        whole = _row(ids, tokens, eos)
+        row = whole.cut(max_length)
+        if row.supervised:
+            rows.append(row)
+            kept.append(index)
+        elif overlong == "refuse":
             raise ValueError(
-                f"row {number}: its prompt has {row.supervised_from} tokens, so max_length {max_length} leaves no "
-                "supervised token; raise training.max_length or drop the row"
+                f"row {index + 1}: its prompt has {whole.spans[0][0]} tokens, so max_length {max_length} leaves no "
+                "supervised token; raise training.max_length, or set training.overlong_rows: drop"
             )
-        rows.append(row)
-    return rows
+    return TokenisedRows(tuple(rows), tuple(kept), len(examples) - len(rows))
 
 
 def tokenise_texts(texts: Sequence[str], tokenizer: Any, max_length: int) -> list[TokenisedRow]:
@@ -59,8 +100,20 @@ def tokenise_texts(texts: Sequence[str], tokenizer: Any, max_length: int) -> lis
 
     Without a BOS the first token of a text is not scored, because nothing comes before it.
     """
-    start = bos_prefix(tokenizer)
-    return [TokenisedRow((*start, *ids)[:max_length], 1) for ids in _encode(tokenizer, texts)]
+    encoded = _encoded(texts, [()] * len(texts), tokenizer)
+    return [TokenisedRow.from_token(ids[:max_length], 1) for ids, _ in encoded]
+
+
+def split_at(text: str, place: int, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The tokens of `text` before and after a place in its characters, as training parts a prompt from its reply."""
+    [(ids, [tokens])] = _encoded([text], [[place]], tokenizer)
+    return ids[:tokens], ids[tokens:]
+
+
+def text_ids(text: str, tokenizer: Any) -> list[int]:
+    """The tokens of a text, with one BOS where the tokenizer starts texts with it."""
+    [(ids, _)] = _encoded([text], [()], tokenizer)
+    return ids
 
 
 def bos_prefix(tokenizer: Any) -> list[int]:
@@ -70,13 +123,77 @@ def bos_prefix(tokenizer: Any) -> list[int]:
     return [bos] if bos is not None and bos in tokenizer("")["input_ids"] else []
 
 
-def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """Number of leading ids that two rows share."""
-    differing = (index for index, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1])
-    return next(differing, min(len(first), len(second)))
+def _row(ids: list[int], tokens: list[int], eos: int) -> TokenisedRow:
+    """The row of a whole text, of which `tokens` come before the places where spans start and stop in turn; the last
+    stops with the text."""
+    if ids[-1] != eos:
+        ids = [*ids, eos]
+    tokens = [*tokens, len(ids)]
+    pairs = zip(tokens[::2], tokens[1::2], strict=True)
+    # Nothing comes before the first token that could predict it.
+    return TokenisedRow(tuple(ids), tuple((max(1, start), stop) for start, stop in pairs if max(1, start) < stop))
 
 
-def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+def _encoded(
+    texts: Sequence[str], places: Sequence[Sequence[int]], tokenizer: Any
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Token ids of each text with one BOS, and how many of them come before each of its places, which ascend.
+
+    A BOS that a chat template wrote is that one: it is neither doubled nor taken away.
+    """
+    start = bos_prefix(tokenizer)
+    count = _by_offsets if getattr(tokenizer, "is_fast", False) else _by_beginnings
+    for first in range(0, len(texts), _BLOCK):
+        block = slice(first, first + _BLOCK)
+        for ids, tokens in count(texts[block], places[block], tokenizer):
+            added = [] if ids[:1] == [tokenizer.bos_token_id] else start
+            yield [*added, *ids], [len(added) + number for number in tokens]
+
+
+def _by_offsets(
+    texts: Sequence[str], places: Sequence[Sequence[int]], tokenizer: Any
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Token ids and counts of a fast tokenizer, which tells the characters of each token."""
+    # Some special tokens take the white space around them along, over a place where a reply starts or stops.
+    wide = {id_: str(token) for id_, token in tokenizer.added_tokens_decoder.items() if token.lstrip or token.rstrip}
+    encoding = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+    for text, ids, offsets, wanted in zip(
+        texts, encoding["input_ids"], encoding["offset_mapping"], places, strict=True
+    ):
+        if wide:
+            offsets = [_own(text, offset, wide.get(id_)) for id_, offset in zip(ids, offsets, strict=True)]
+        yield ids, _counts_before(offsets, wanted)
+
+
+def _own(text: str, offset: Span, token: str | None) -> Span:
+    """The characters of a token without the white space that it took along."""
+    at = -1 if token is None else text.find(token, *offset)
+    return offset if at < 0 or token is None else (at, at + len(token))
+
+
+def _counts_before(offsets: Sequence[Span], places: Sequence[int]) -> list[int]:
+    """How many tokens lie wholly before each place."""
+    counts, token = [], 0
+    for place in places:
+        while token < len(offsets) and offsets[token][1] <= place:
+            token += 1
+        counts.append(token)
+    return counts
+
+
+def _by_beginnings(
+    texts: Sequence[str], places: Sequence[Sequence[int]], tokenizer: Any
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Token ids and counts of any tokenizer: the tokens that a text shares with its beginning up to a place."""
+    wholes = _ids(texts, tokenizer)
+    beginnings = iter(
+        _ids([text[:place] for text, wanted in zip(texts, places, strict=True) for place in wanted], tokenizer)
+    )
+    for ids, wanted in zip(wholes, places, strict=True):
+        yield ids, [common_length(next(beginnings), ids) for _ in wanted]
+
+
+def _ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     if not texts:
         return []
     ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]

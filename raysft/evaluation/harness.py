@@ -6,6 +6,7 @@ some of them. Neither of lm-eval's caches is used: one is not keyed by the model
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -24,9 +25,11 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from raysft.evaluation.templated_lm import TemplatedLM
 from raysft.spec.benchmarks import local_tasks, missing_data_files, read_task, task_folders
 from raysft.spec.keys import text_digest
 from raysft.spec.sweep import SpecError, Sweep
+from raysft.spec.templates import Template, evaluation_template
 from raysft.store.schema import EVALUATE
 
 _BOOTSTRAP_DRAWS = 1000  # for metrics whose standard error has no closed form
@@ -37,11 +40,13 @@ logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 @dataclass(frozen=True)
 class Benchmarks:
-    """Tasks by the name the sweep gives them: lm-eval's loaded dictionaries of leaf tasks and groups."""
+    """Tasks by the name the sweep gives them: lm-eval's loaded dictionaries of leaf tasks and groups. `template` is
+    put around their prompts; None leaves these as the tasks write them."""
 
     loaded: Mapping[str, Mapping[str, Any]]
     limit: int | None
     batch_size: int
+    template: Template | None = None
 
 
 def load_benchmarks(sweep: Sweep) -> Benchmarks:
@@ -63,12 +68,13 @@ def load_benchmarks(sweep: Sweep) -> Benchmarks:
             f"lm-eval, and {', '.join(sorted(local)) or 'none'} in the sweep's folders and this package's"
         )
     loaded = {name: _load(manager, name, local) for name in names}
-    return Benchmarks(loaded, sweep.evaluation.limit, sweep.evaluation.batch_size)
+    return Benchmarks(loaded, sweep.evaluation.limit, sweep.evaluation.batch_size, evaluation_template(sweep))
 
 
 def evaluate(model: Any, tokenizer: Any, benchmarks: Benchmarks, names: Sequence[str]) -> dict[str, pa.Table]:
     """Score `model` on the tasks `names`, all in one pass; a table of `schema.EVALUATE` for each name."""
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=benchmarks.batch_size, backend="causal")
+    lm = _language_model(model, tokenizer, benchmarks)
+    templated = benchmarks.template is not None
     chosen = [benchmarks.loaded[name] for name in names]
     task_dict = {
         part: {key: value for loaded in chosen for key, value in loaded[part].items()}
@@ -79,9 +85,12 @@ def evaluate(model: Any, tokenizer: Any, benchmarks: Benchmarks, names: Sequence
         task_dict,
         limit=benchmarks.limit,
         bootstrap_iters=_BOOTSTRAP_DRAWS,
-        apply_chat_template=False,
-        fewshot_as_multiturn=False,
+        apply_chat_template=templated,
+        fewshot_as_multiturn=templated,
     )
+    if templated:  # prompts then differ between bases, and items are matched over all of them
+        for sample in itertools.chain.from_iterable(outcome["samples"].values()):
+            sample["prompt_hash"] = sample["doc_hash"]
     gold = _gold_answers(lm, task_dict["tasks"], outcome["samples"])
     return {name: _table(benchmarks.loaded[name], outcome, gold) for name in names}
 
@@ -99,6 +108,12 @@ def benchmark_texts(benchmarks: Benchmarks, name: str, count: int) -> list[str]:
 class _Gold:
     bits: float | None
     bytes: int | None
+
+
+def _language_model(model: Any, tokenizer: Any, benchmarks: Benchmarks) -> HFLM:
+    if benchmarks.template is not None:
+        return TemplatedLM(model, tokenizer, benchmarks.template, benchmarks.batch_size)
+    return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=benchmarks.batch_size, backend="causal")
 
 
 def _task_manager(sweep: Sweep, include_defaults: bool) -> TaskManager:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from raysft.spec.shape import depth_of
+
 # Decoder stacks of every family number their blocks under one of these.
 _LAYER = re.compile(r"\b(?:layers|h|blocks|block)\.(\d+)\.")
 _MODULES = (
@@ -35,11 +37,6 @@ def layer_count(names: Iterable[str]) -> int:
     return 1 + max((index for name in names if (index := layer_index(name)) is not None), default=-1)
 
 
-def depth_of(layer: int, layers: int) -> float:
-    """layer / (layers - 1), 0 for the first and 1 for the last; 0 if there is one layer only."""
-    return layer / (layers - 1) if layers > 1 else 0.0
-
-
 def place_of(name: str, layers: int) -> Place:
     """Place of the parameter `name` in a stack of `layers`."""
     layer = layer_index(name)
@@ -48,12 +45,3 @@ def place_of(name: str, layers: int) -> Place:
         if pattern.search(name):
             return Place(layer, module, depth)
     return Place(layer, name.rsplit(".", 2)[-2] if "." in name else name, depth)
-
-
-def layers_within(depth: tuple[float, float] | None, layers: int) -> list[int]:
-    """Layers whose depth lies in the closed range; all for None. ValueError if there is none."""
-    low, high = depth if depth is not None else (0.0, 1.0)
-    chosen = [layer for layer in range(layers) if low - 1e-9 <= depth_of(layer, layers) <= high + 1e-9]
-    if not chosen:
-        raise ValueError(f"depth [{low}, {high}] holds none of the model's {layers} layers")
-    return chosen

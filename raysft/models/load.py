@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from raysft.spec.plan import model_key
@@ -16,20 +18,26 @@ from raysft.store.layout import Storage, StorageError, model_folder, one_line
 
 @dataclass
 class Base:
-    """A base model in memory with its tokenizer and a copy of its original weights, by parameter name."""
+    """A base model in memory with its tokenizer and its original weights, by parameter name.
+
+    `changed` names the parameters that something may have written to: whoever trains a parameter says so here.
+    """
 
     key: str
     model: Any
     tokenizer: Any
     original: dict[str, torch.Tensor] = field(repr=False)
+    changed: set[str] = field(default_factory=set, repr=False)
 
     def restore(self) -> Any:
         """The model with its original weights, all parameters trainable, in evaluation mode."""
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
-                parameter.copy_(self.original[name])
+                if name in self.changed:
+                    parameter.copy_(self.original[name])
                 parameter.requires_grad_(True)
                 parameter.grad = None
+        self.changed.clear()
         self.model.eval()
         return self.model
 
@@ -57,9 +65,27 @@ def load_base(storage: Storage, model: ModelSpec, dtype: str, device: torch.devi
     """Load a base model from its local folder, the hub, or the storage where the project pretrained it."""
     source, revision = model_source(storage, model)
     loaded, tokenizer = load_folder(source, dtype, revision, model.trust_remote_code, f"models.{model.name}")
+    original = _original_weights(loaded, Path(source))
     loaded.to(device).eval()
-    original = {name: parameter.detach().clone() for name, parameter in loaded.named_parameters()}
     return Base(key, loaded, tokenizer, original)
+
+
+def _original_weights(model: Any, folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a model on the CPU as they were loaded, by parameter name.
+
+    Where a file of `folder` holds the very tensor, it is a view of that file, mapped into memory: the processes of a
+    node then share one copy. Otherwise (a hub name, another dtype, weights that `transformers` renamed or fused) it is
+    a copy.
+    """
+    mapped: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+        mapped.update(load_file(file))
+    original = {}
+    for name, parameter in model.named_parameters():
+        stored = mapped.get(name)
+        same = stored is not None and stored.dtype == parameter.dtype and torch.equal(stored, parameter)
+        original[name] = stored if stored is not None and same else parameter.detach().clone()
+    return original
 
 
 def model_source(storage: Storage, model: ModelSpec) -> tuple[str, str | None]:

@@ -6,9 +6,10 @@ is whole again for the next trial.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from raysft.models.layers import layer_count, layer_index, layers_within
+from raysft.models.layers import layer_count, layer_index
 from raysft.models.load import Base
+from raysft.models.noise import RowDropout, RowNoise, add_neftune
+from raysft.spec.shape import layers_within
 from raysft.spec.sweep import MethodSpec
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -30,6 +33,8 @@ class Tuned:
     base: Base
     method: MethodSpec
     model: Any
+    noise: RowNoise | None = None
+    _undo: list[Callable[[], None]] = field(default_factory=list)
 
     def trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
         """Named parameters that have a gradient."""
@@ -68,9 +73,9 @@ class Tuned:
             if hasattr(module, "lora_A") and hasattr(module, "get_base_layer")
         ]
 
-    def save(self, folder: Path) -> None:
-        """Write the checkpoint's weights: the whole model, or the adapter alone."""
-        self.model.save_pretrained(folder, safe_serialization=True)
+    def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+        """Write the checkpoint's weights: the whole model, or the adapter alone; `weights` if they are elsewhere."""
+        self.model.save_pretrained(folder, safe_serialization=True, state_dict=weights)
 
     def load(self, folder: Path) -> None:
         """Take over the weights that `save` wrote."""
@@ -85,35 +90,80 @@ class Tuned:
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(saved[name])
 
+    def on_detach(self, undo: Callable[[], None]) -> None:
+        """Have `undo` called when the method is taken off."""
+        self._undo.append(undo)
+
     def detach(self) -> None:
         """Take the method off again: adapters removed, original weights back."""
+        while self._undo:
+            self._undo.pop()()
         if self.method.kind == "lora":
             self.base.model = self.model.unload()
         self.base.restore()
 
 
 def apply_method(base: Base, method: MethodSpec, seed: int) -> Tuned:
-    """Apply `method` to the base with its original weights; LoRA matrices are drawn after seeding with `seed`."""
+    """Apply `method` to the base with its original weights; LoRA matrices are drawn after seeding with `seed`.
+
+    ValueError if the method does not fit the model.
+    """
     model = base.restore()
-    layers = layer_count(base.original)
-    chosen = layers_within(method.depth, layers)
-    if method.kind == "full":
-        if method.depth is not None:
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(layer_index(name) in chosen)
-        return Tuned(base, method, model)
+    chosen = layers_within(method.depth, layer_count(base.original))
+    tuned = _full(base, method, chosen) if method.kind == "full" else _lora(base, method, chosen, seed)
+    if method.neftune_alpha > 0:
+        tuned.noise = tuned.noise or RowNoise()
+        handle = add_neftune(model.get_input_embeddings(), method.neftune_alpha, tuned.noise)
+        tuned.on_detach(handle.remove)
+    return tuned
+
+
+def prepare(tuned: Tuned, activation_checkpointing: bool, compiled: bool) -> None:
+    """Turn on what changes the speed and memory of training, and no numbers, until `detach`.
+
+    Layers are compiled one by one: all of a model have one graph, and what is around them stays free to change.
+    """
+    model = tuned.base.model
+    if activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        tuned.on_detach(model.gradient_checkpointing_disable)
+    if compiled:
+        for layer in model.get_decoder().layers:
+            layer.compile(dynamic=True)
+            tuned.on_detach(partial(setattr, layer, "_compiled_call_impl", None))
+
+
+def _full(base: Base, method: MethodSpec, layers: list[int]) -> Tuned:
+    for name, parameter in base.model.named_parameters():
+        trains = method.depth is None or layer_index(name) in layers
+        parameter.requires_grad_(trains)
+    if method.freeze_embeddings:
+        base.model.get_input_embeddings().weight.requires_grad_(False)
+    base.changed.update(name for name, parameter in base.model.named_parameters() if parameter.requires_grad)
+    return Tuned(base, method, base.model)
+
+
+def _lora(base: Base, method: MethodSpec, layers: list[int], seed: int) -> Tuned:
     torch.manual_seed(seed)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=method.rank,
         lora_alpha=method.alpha,
         lora_dropout=method.dropout,
-        target_modules=_targets(model, method, chosen),
+        target_modules=_targets(base.model, method, layers),
+        use_rslora=method.rslora,
+        use_dora=method.dora,
+        init_lora_weights=True if method.init == "kaiming" else method.init,
     )
     try:
-        return Tuned(base, method, get_peft_model(model, config))
+        tuned = Tuned(base, method, get_peft_model(base.model, config))
     except ValueError as error:
         raise ValueError(f"methods.{method.name}.targets: {' '.join(str(error).split())}") from error
+    if method.dropout > 0:
+        tuned.noise = RowNoise()
+        for name, module in tuned.lora_modules():
+            module.lora_dropout["default"] = RowDropout(method.dropout, tuned.noise, name)
+    return tuned
 
 
 def _targets(model: Any, method: MethodSpec, layers: list[int]) -> str | list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysft.corpus.batching import pad_rows
+from raysft.corpus.batching import length_groups, pad_rows
 from raysft.corpus.tokenize import TokenisedRow
 
 POOLING = "mean over tokens"
@@ -33,13 +33,10 @@ def pooled_states(model: Any, rows: Sequence[TokenisedRow], pad_id: int) -> np.n
 
 def pooled_states_of(model: Any, rows: Sequence[TokenisedRow], pad_id: int, token_budget: int) -> np.ndarray:
     """`pooled_states` of any number of rows, batched by length under a token budget, in the rows' own order."""
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index].ids))
-    parts: list[tuple[list[int], np.ndarray]] = []
-    start = 0
-    while start < len(order):
-        chosen = order[start : start + max(1, token_budget // len(rows[order[start]].ids))]
-        start += len(chosen)
-        parts.append((chosen, pooled_states(model, [rows[index] for index in chosen], pad_id)))
+    parts = [
+        (chosen, pooled_states(model, [rows[index] for index in chosen], pad_id))
+        for chosen in length_groups(rows, token_budget)
+    ]
     states = np.empty((len(rows), *parts[0][1].shape[1:]), dtype=np.float32)
     for chosen, values in parts:
         states[chosen] = values

@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from raysft.corpus.example import Example
+from raysft.corpus.prompt import Rendered, render_examples
 from raysft.corpus.tokenize import TokenisedRow, tokenise_examples, tokenise_texts
 from raysft.probes.embeddings import pooled_states_of
 from raysft.probes.scoring import Scored, score_rows
-from raysft.spec.grid import template_of
+from raysft.spec.templates import Template
 from raysft.store.schema import DATA_PROPERTIES
 
 
@@ -22,35 +23,34 @@ def data_properties(
     model: Any,
     tokenizer: Any,
     examples: Sequence[Example],
-    template: str,
+    template: Template,
     max_length: int,
     pad_id: int,
     token_budget: int,
 ) -> pa.Table:
     """Perplexity of the responses given their prompts and of the whole texts, and mean lengths, over `examples`.
 
-    Means are over tokens (or bytes) of all rows together, not means of row means. The EOS counts as a token of the
-    response. Rows of more than `max_length` tokens are left out: a part of a text has no bytes of its own. ValueError
-    if all are longer. A table of `schema.DATA_PROPERTIES`.
+    Means are over tokens (or bytes) of all rows together, not means of row means. The response is all that the
+    assistant says in a row; an EOS counts as a token and has no bytes. Rows of more than `max_length` tokens are left
+    out: a part of a text has no bytes of its own. ValueError if all are longer. A table of `schema.DATA_PROPERTIES`.
     """
     tokenised = tokenise_examples(examples, tokenizer, template, sys.maxsize)
     fitting = [index for index, row in enumerate(tokenised) if len(row.ids) <= max_length]
     if not fitting:
         raise ValueError(f"each of {len(examples)} rows has more than max_length {max_length} tokens")
-    rows, examples = [tokenised[index] for index in fitting], [examples[index] for index in fitting]
-    whole = [TokenisedRow(row.ids, 1) for row in rows]
-    prompt, response = template_of(template)
-    responses = [response.replace("{response}", example.response) for example in examples]
-    prompts = [prompt.replace("{instruction}", example.instruction) for example in examples]
+    rows = [tokenised[index] for index in fitting]
+    whole = [TokenisedRow.from_token(row.ids, 1) for row in rows]
+    rendered = render_examples([examples[index] for index in fitting], tokenizer, template)
+    responses = [text for one in rendered for text in _said(one, tokenizer.eos_token)]
     response_bytes = sum(len(text.encode()) for text in responses)
-    text_bytes = response_bytes + sum(len(text.encode()) for text in prompts)
+    text_bytes = sum(len(one.text.removesuffix(tokenizer.eos_token).encode()) for one in rendered)
     values = [
         *_likelihoods("response", score_rows(model, rows, pad_id, token_budget), response_bytes),
         *_likelihoods("text", score_rows(model, whole, pad_id, token_budget), text_bytes),
-        ("prompt_tokens", float(np.mean([row.supervised_from for row in rows])), "tokens per row"),
+        ("prompt_tokens", float(np.mean([len(row.ids) - row.supervised for row in rows])), "tokens per row"),
         ("response_tokens", float(np.mean([row.supervised for row in rows])), "tokens per row"),
         ("text_tokens", float(np.mean([len(row.ids) for row in rows])), "tokens per row"),
-        ("response_words", float(np.mean([len(text.split()) for text in responses])), "words per row"),
+        ("response_words", sum(len(text.split()) for text in responses) / len(rows), "words per row"),
     ]
     return _properties(values, len(rows), about=None)
 
@@ -81,13 +81,14 @@ def centroid(
     return middle
 
 
-def example_texts(examples: Sequence[Example], template: str) -> list[str]:
-    """Prompt and response of each example as one text."""
-    prompt, response = template_of(template)
-    return [
-        prompt.replace("{instruction}", example.instruction) + response.replace("{response}", example.response)
-        for example in examples
-    ]
+def example_texts(examples: Sequence[Example], tokenizer: Any, template: Template) -> list[str]:
+    """Each example as the text that is trained on."""
+    return [one.text for one in render_examples(examples, tokenizer, template)]
+
+
+def _said(one: Rendered, eos: str) -> list[str]:
+    """What the assistant says in a text, turn by turn, without the EOS that a chat template writes."""
+    return [one.text[start:stop].removesuffix(eos) for start, stop in one.spans]
 
 
 def _likelihoods(what: str, scored: Sequence[Scored], size_in_bytes: int) -> list[tuple[str, float, str]]:

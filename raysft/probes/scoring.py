@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from raysft.corpus.batching import pad_rows
+from raysft.corpus.batching import length_groups, pad_rows
 from raysft.corpus.tokenize import TokenisedRow
 from raysft.training.loss import token_log_probabilities
 
@@ -25,12 +25,8 @@ class Scored:
 def score_rows(model: Any, rows: Sequence[TokenisedRow], pad_id: int, token_budget: int) -> list[Scored]:
     """Score each row's supervised tokens; sums are in fp64. `token_budget` bounds a batch, padding counted."""
     device = next(model.parameters()).device
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index].ids))
     scored: list[Scored | None] = [None] * len(rows)
-    start = 0
-    while start < len(order):
-        chosen = order[start : start + max(1, token_budget // len(rows[order[start]].ids))]
-        start += len(chosen)
+    for chosen in length_groups(rows, token_budget):
         batch = pad_rows([rows[index] for index in chosen], pad_id).to(device)
         values = token_log_probabilities(model, batch).double().cpu()
         counts = batch.supervised[:, 1:].sum(dim=1).tolist()

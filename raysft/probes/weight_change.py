@@ -52,11 +52,19 @@ def low_rank_norm(a: torch.Tensor, b: torch.Tensor, scaling: float) -> float:
     return abs(scaling) * float(torch.sqrt(((b.T @ b) * (a @ a.T)).sum().clamp_min(0)))
 
 
+def dora_norm(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float, magnitude: torch.Tensor) -> float:
+    """||m V / ||V|| - W||_F with V = W + s B A, norms taken for each output (Liu et al. 2024, equation 5); in fp64."""
+    weight = weight.double().to(a.device)
+    direction = weight + scaling * (b.double() @ a.double())
+    scale = magnitude.double() / torch.linalg.vector_norm(direction, dim=1)
+    return float(torch.linalg.vector_norm(scale[:, None] * direction - weight))
+
+
 def _full_changes(tuned: Tuned) -> list[tuple[str, float, float | None]]:
     changes: list[tuple[str, float, float | None]] = []
     for name, parameter in tuned.model.named_parameters():
         if parameter.requires_grad:
-            difference = parameter - tuned.base.original[name]
+            difference = parameter.float() - tuned.base.original[name].float()
             norm = float(torch.linalg.vector_norm(difference, dtype=torch.float64))
             changes.append((name, norm, float((difference == 0).double().mean())))
     return changes
@@ -66,6 +74,11 @@ def _adapter_changes(tuned: Tuned) -> list[tuple[str, float, float | None]]:
     changes: list[tuple[str, float, float | None]] = []
     for name, module in tuned.lora_modules():
         adapter: Any = "default"
-        a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
-        changes.append((f"{name}.weight", low_rank_norm(a, b, module.scaling[adapter]), None))
+        a, b, scaling = module.lora_A[adapter].weight, module.lora_B[adapter].weight, module.scaling[adapter]
+        weight = f"{name}.weight"
+        if tuned.method.dora:
+            magnitude = module.lora_magnitude_vector[adapter].weight
+            changes.append((weight, dora_norm(tuned.base.original[weight], a, b, scaling, magnitude), None))
+        else:
+            changes.append((weight, low_rank_norm(a, b, scaling), None))
     return changes

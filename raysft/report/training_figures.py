@@ -27,8 +27,8 @@ from raysft.report.plot import (
 )
 from raysft.study.tables import aggregate
 
-_STATES = ("done", "missing", "failed")
-_STATE_COLOURS = (GAIN, "#cfd6de", LOSS)
+_STATES = ("done", "missing", "diverged", "failed")
+_STATE_COLOURS = (GAIN, "#cfd6de", "#e0a458", LOSS)
 _MOST_COLUMNS = 4
 
 
@@ -44,7 +44,7 @@ def coverage(findings: Findings) -> Plot | Absent:
     for panel, variant in zip(axes[0], variants, strict=True):
         ours = [row for row in rows if row["variant"] == variant]
         worst, counts = _states(ours, models, datasets)
-        options = {"cmap": ListedColormap(_STATE_COLOURS), "vmin": -0.5, "vmax": 2.5, "cbar": False}
+        options = {"cmap": ListedColormap(_STATE_COLOURS), "vmin": -0.5, "vmax": len(_STATES) - 0.5, "cbar": False}
         heat(panel, worst, models, datasets, annot=counts, fmt="", annot_kws={"size": 8}, **options)
         panel.set_title(short(variant))
     squares = zip(_STATES, _STATE_COLOURS, strict=True)

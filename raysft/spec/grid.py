@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
-from raysft.spec.keys import Identity, dataset_identity, key_of, model_identity, text_digest
-from raysft.spec.sweep import Block, DatasetSpec, MethodSpec, ModelSpec, Override, Schedule, SpecError, Sweep
-
-# Placeholders are the columns of an example; the response is supervised, the prompt is not.
-TEMPLATES = {
-    "paper": ("###Question: {instruction}\n###Answer:", " {response}"),
-    "alpaca": (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\n{instruction}\n\n### Response:\n",
-        "{response}",
-    ),
-}
+from raysft.spec.keys import Identity, dataset_identity, key_of, model_identity
+from raysft.spec.sweep import (
+    FULL_FIELDS,
+    LORA_FIELDS,
+    Block,
+    DatasetSpec,
+    MethodSpec,
+    ModelSpec,
+    Override,
+    Schedule,
+    SpecError,
+    Sweep,
+)
+from raysft.spec.templates import Template
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,22 @@ class Optimisation:
     schedule: Schedule
     dtype: str
     template: str
+    chat_template: Path | None = None
+    overlong_rows: Literal["refuse", "drop"] = "refuse"
+
+    @property
+    def prompt(self) -> Template:
+        """The template of the training texts."""
+        return Template(self.template, self.chat_template)
+
+    @property
+    def identity(self) -> Identity:
+        """What of it is in keys: the template by its digest; what came after the first keys only where it is set."""
+        fields = {**asdict(self), "template": self.prompt.digest}
+        del fields["chat_template"]
+        if self.overlong_rows == "refuse":
+            del fields["overlong_rows"]
+        return fields
 
 
 @dataclass(frozen=True)
@@ -127,10 +146,7 @@ def _block_trials(sweep: Sweep, block: Block, identities: _Identities) -> list[T
             "dataset": identities.datasets[dataset_name],
             "method": _method_identity(method),
             "size": rows,
-            "optimisation": {
-                **asdict(optimisation),
-                "template": text_digest("\0".join(template_of(optimisation.template))),
-            },
+            "optimisation": optimisation.identity,
             "seed": seed,
         }
         if schedule != "constant":
@@ -153,19 +169,6 @@ def _block_trials(sweep: Sweep, block: Block, identities: _Identities) -> list[T
     return trials
 
 
-def template_of(name: str) -> tuple[str, str]:
-    """(prompt, response) of a template: a known name, or a text with {instruction} and {response}."""
-    if name in TEMPLATES:
-        return TEMPLATES[name]
-    prompt, found, response = name.partition("{response}")
-    if "{instruction}" not in prompt or not found:
-        valid = f"{', '.join(TEMPLATES)}, or a text with {{instruction}} and then {{response}}"
-        raise SpecError(f"training.template: found {name!r}; valid: {valid}")
-    # White space before the response belongs to it, as in lm-eval, so that the boundary falls where tokens begin.
-    stripped = prompt.rstrip(" ")
-    return stripped, prompt[len(stripped) :] + "{response}" + response
-
-
 def _measured(block: Block, epochs: int) -> tuple[int, ...]:
     if block.measure == "last":
         return (epochs,)
@@ -182,7 +185,7 @@ def _optimisation(
     learning_rate: float | None,
     schedule: Schedule,
 ) -> Optimisation:
-    values: dict[str, Any] = sweep.training.model_dump(exclude={"token_budget"})
+    values: dict[str, Any] = sweep.training.model_dump(exclude={"token_budget", "activation_checkpointing", "compile"})
     grid = Override(learning_rate=learning_rate)
     for override in (model.override, dataset.override, method.override, grid):  # the later wins
         values.update(override.model_dump(exclude_none=True))
@@ -190,8 +193,8 @@ def _optimisation(
 
 
 def _method_identity(method: MethodSpec) -> Identity:
-    fields = {"kind", "depth"} if method.kind == "full" else {"kind", "depth", "rank", "alpha", "dropout", "targets"}
-    return method.model_dump(mode="json", include=fields)
+    own = FULL_FIELDS if method.kind == "full" else LORA_FIELDS
+    return method.model_dump(mode="json", include={"kind", "depth", "neftune_alpha", *own})
 
 
 def _check_size(sweep: Sweep, block: Block, dataset: DatasetSpec, size: int | str) -> None:

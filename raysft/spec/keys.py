@@ -20,7 +20,8 @@ Identity = dict[str, Any]
 # Raised by hand when the meaning of a stage changes: results of the old meaning are then no longer found.
 STAGE_VERSIONS: dict[str, int] = {
     "pretrain": 1,
-    "train": 1,
+    "train": 2,
+    "divergence": 1,
     "evaluate": 1,
     "perplexity": 1,
     "similarity": 1,
@@ -64,11 +65,13 @@ def dataset_identity(sweep: Sweep, dataset: DatasetSpec) -> Identity:
         return {"mixture": [dataset_identity(sweep, sweep.dataset(name)) for name in dataset.mixture.members]}
     if dataset.generated is not None:
         return {"generated": dataset.generated.model_dump(mode="json"), "version": GENERATED_TEXT_VERSION}
-    selection = {
+    selection: Identity = {
         "columns": dataset.columns.model_dump(mode="json"),
         "where": {column: sorted(values) for column, values in dataset.where.items()},
         "incomplete_rows": dataset.incomplete_rows,
     }
+    if dataset.turns != "first":
+        selection["turns"] = dataset.turns
     if dataset.path is not None:
         return {"file": file_digest(dataset.path, f"datasets.{dataset.name}.path"), **selection}
     source = {"hub": dataset.hub, "revision": dataset.revision, "subset": dataset.subset, "split": dataset.split}

@@ -8,13 +8,13 @@ states are not in units: Ray Data streams them (`Plan.geometry`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from raysft.spec.benchmarks import task_identity
-from raysft.spec.grid import BlockCount, Trial, expand, template_of
+from raysft.spec.grid import BlockCount, Trial, expand
 from raysft.spec.keys import (
     GENERATED_TEXT_VERSION,
     Identity,
@@ -22,9 +22,9 @@ from raysft.spec.keys import (
     file_digest,
     key_of,
     model_identity,
-    text_digest,
 )
 from raysft.spec.sweep import ModelSpec, Sweep, resolved_yaml
+from raysft.spec.templates import evaluation_template, training_template
 from raysft.store.checkpoints import is_complete
 from raysft.store.layout import (
     REPORT_FILE,
@@ -34,7 +34,7 @@ from raysft.store.layout import (
     embeddings_folder,
     model_folder,
 )
-from raysft.store.results import scan_results
+from raysft.store.results import read_result, scan_results
 from raysft.store.schema import RESULTS
 
 # Texts that ship with the package: the default of the likelihood probe, and the origin of similarities.
@@ -57,6 +57,7 @@ class Subject:
     epochs: int | None = None
     seed: int | None = None
     epoch: int | None = None
+    template: str | None = None
 
     def as_row(self) -> dict[str, Any]:
         return asdict(self)
@@ -105,6 +106,9 @@ class Unit:
 class Plan:
     """All units of a sweep in the order they should run, and which of their works are committed already.
 
+    `diverged` maps trials whose training came to a loss that is not finite to the epoch in which it did: what was to be
+    measured from there on cannot be had, and is neither missing nor done.
+
     `lost` are trials whose last weights are not in the storage although hidden states are still to be taken from them:
     they are trained again, which commits nothing new but the checkpoint.
     """
@@ -117,14 +121,24 @@ class Plan:
     committed: frozenset[tuple[str, str]] = frozenset()
     damaged: tuple[str, ...] = ()
     lost: frozenset[str] = frozenset()
+    diverged: Mapping[str, int] = field(default_factory=dict)
 
     def is_done(self, work: Work) -> bool:
         return (work.stage, work.key) in self.committed
 
     def missing_works(self, unit: Unit) -> list[Work]:
-        return [
-            work for work in unit.works if not self.is_done(work) or (work.stage == "train" and unit.key in self.lost)
-        ]
+        """Works of a unit that are to be done."""
+        return [work for work in unit.works if self._is_missing(work)]
+
+    def _is_missing(self, work: Work) -> bool:
+        if work.stage == "train" and work.subject.trial in self.lost:
+            return True
+        return not self.is_done(work) and self.can_be_had(work)
+
+    def can_be_had(self, work: Work) -> bool:
+        """Whether there can be such a result: not after the epoch in which its trial diverged."""
+        ended = self.diverged.get(work.subject.trial or "")
+        return ended is None or work.subject.epoch is None or work.subject.epoch < ended
 
     def missing_units(self) -> list[Unit]:
         """Units with work to do, in order; a base model that is only needed by finished work is not pretrained."""
@@ -136,14 +150,18 @@ class Plan:
             if self.missing_works(unit) and (unit.kind != "pretrain" or unit.model in needed)
         ]
 
+    def missing_trials(self) -> list[Trial]:
+        """Trials with work to do, in order."""
+        return [unit.trial for unit in self.missing_units() if unit.trial is not None]
+
     def missing_geometry(self) -> list[Work]:
         """Intrinsic dimensions to estimate; embeddings are only a step on the way, and are not kept by default."""
-        return [work for work in self.geometry if work.stage == "intrinsic_dimension" and not self.is_done(work)]
+        return [work for work in self.geometry if work.stage == "intrinsic_dimension" and self._is_missing(work)]
 
     def works(self) -> Iterator[Work]:
-        for unit in self.units:
-            yield from unit.works
-        yield from self.geometry
+        """Every work that can be had."""
+        every = [*(work for unit in self.units for work in unit.works), *self.geometry]
+        return (work for work in every if self.can_be_had(work))
 
     def count_by_stage(self) -> dict[str, tuple[int, int]]:
         """Stage -> (done, planned)."""
@@ -170,12 +188,41 @@ def make_plan(sweep: Sweep, storage: Storage | None = None) -> Plan:
         damaged.extend(scan.damaged)
     geometry = tuple(_geometry(sweep, models, trials))
     lost: frozenset[str] = frozenset()
+    diverged: dict[str, int] = {}
     if storage is not None:
+        diverged = _diverged(trials, committed, storage)
         committed -= {
             ("pretrain", unit.key) for unit in units if unit.kind == "pretrain" and not _is_made(unit, storage)
         }
-        lost = _lost_trials(geometry, committed, storage)
-    return Plan(sweep, tuple(trials), tuple(blocks), tuple(units), geometry, frozenset(committed), tuple(damaged), lost)
+        lost = _lost_trials(geometry, committed, storage) - diverged.keys()
+    return Plan(
+        sweep,
+        tuple(trials),
+        tuple(blocks),
+        tuple(units),
+        geometry,
+        frozenset(committed),
+        tuple(damaged),
+        lost,
+        diverged,
+    )
+
+
+def divergence_work(trial: Trial) -> Work:
+    """The record that a trajectory ends in a loss that is not finite; it says nothing of how long it was to be."""
+    return Work("divergence", key_of("divergence", trial.identity), trial_subject(trial))
+
+
+def _diverged(trials: Iterable[Trial], committed: set[tuple[str, str]], storage: Storage) -> dict[str, int]:
+    """Trial -> epoch of its divergence; one that was to end before is no concern of this sweep's."""
+    found = {}
+    for trial in trials:
+        work = divergence_work(trial)
+        if (work.stage, work.key) in committed:
+            epoch = read_result(storage, work.stage, work.key).column("in_epoch")[0].as_py()
+            if epoch <= trial.epochs:
+                found[trial.key] = epoch
+    return found
 
 
 def _is_made(unit: Unit, storage: Storage) -> bool:
@@ -228,6 +275,7 @@ def trial_subject(trial: Trial, epoch: int | None = None) -> Subject:
         epochs=trial.epochs,
         seed=trial.seed,
         epoch=epoch,
+        template=trial.identity["optimisation"]["template"],
     )
 
 
@@ -268,7 +316,7 @@ def _base_unit(sweep: Sweep, model: ModelSpec, trials: list[Trial]) -> Unit:
         assert probe is not None
         subject = Subject(model.name, dataset=name)
         data = dataset_identity(sweep, sweep.dataset(name))
-        options = {"model": identity, "dataset": data, "rows": probe.rows, "template": _template(sweep)}
+        options = {"model": identity, "dataset": data, "rows": probe.rows, "template": training_template(sweep).digest}
         options["max_length"] = sweep.training.max_length
         reference = file_digest(SHIPPED_TEXTS, "reference texts")
         works.append(Work("perplexity", key_of("perplexity", options), subject))
@@ -291,8 +339,10 @@ def _fine_tune_unit(sweep: Sweep, trial: Trial) -> Unit:
 
 def _checkpoint_works(sweep: Sweep, identity: Identity, subject: Subject) -> Iterable[Work]:
     """What is measured of a checkpoint with its model in memory; the likelihood vector of base and last epoch only."""
+    template = evaluation_template(sweep)
+    around: Identity = {} if template is None else {"template": template.digest}
     for task in sweep.evaluation.tasks:
-        key = key_of("evaluate", {"checkpoint": identity, "benchmark": task_identity(sweep, task)})
+        key = key_of("evaluate", {"checkpoint": identity, "benchmark": task_identity(sweep, task), **around})
         yield Work("evaluate", key, subject, about=task)
     if sweep.probes.log_likelihood is not None and subject.epoch in (0, subject.epochs):
         key = key_of("log_likelihood", {"checkpoint": identity, **likelihood_identity(sweep)})
@@ -327,7 +377,3 @@ def _geometry(sweep: Sweep, models: list[ModelSpec], trials: list[Trial]) -> Ite
                 about = {"about": trial.dataset, "as_in": trial.key}
                 yield Work("embed", source, subject, **about)
                 yield Work("intrinsic_dimension", key, subject, source=source, **about)
-
-
-def _template(sweep: Sweep) -> str:
-    return text_digest("\0".join(template_of(sweep.training.template)))

@@ -10,8 +10,10 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from raysft.spec.recipe import Frozen, MicroRecipe
+from raysft.spec.shape import ModelShape
 
 Schedule = Literal["cosine", "constant"]
+Keep = Literal["measured", "last", "none"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
@@ -39,6 +41,7 @@ class ModelSpec(Frozen):
     revision: str = "main"
     micro: MicroRecipe | None = None
     trust_remote_code: bool = False
+    shape: ModelShape | None = Field(None, description="published sizes, for planning without the network")
     override: Override = Override()
 
     @model_validator(mode="after")
@@ -103,20 +106,30 @@ class DatasetSpec(Frozen):
     where: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="keep rows whose column is one of these"
     )
-    incomplete_rows: Literal["refuse", "drop"] = Field("refuse", description="rows without instruction or response")
+    incomplete_rows: Literal["refuse", "drop"] = Field(
+        "refuse", description="rows without instruction or response, or whose turns are not in order"
+    )
+    turns: Literal["first", "all"] = Field("first", description="of a conversation: its first exchange, or the whole")
     rows: int | None = Field(None, ge=1, description="published number of rows, for planning without the network")
     override: Override = Override()
 
     @model_validator(mode="after")
     def _one_source(self) -> DatasetSpec:
         _exactly_one(self, "path", "hub", "generated", "mixture")
+        if self.mixture is not None and self.turns != "first":
+            raise ValueError(f"turns belongs to the members of a mixture, found turns: {self.turns} with mixture")
         return self
+
+
+LORA_FIELDS = ("rank", "alpha", "dropout", "targets", "rslora", "dora", "init")
+FULL_FIELDS = ("freeze_embeddings",)
 
 
 class MethodSpec(Frozen):
     """How the weights are trained: all of them, or LoRA; either can be restricted to a range of depths.
 
-    `depth: [0.4, 0.8]` trains only the layers whose layer / (layers - 1) lies in that closed range.
+    `depth: [0.4, 0.8]` trains only the layers whose layer / (layers - 1) lies in that closed range. `rslora` scales by
+    alpha / sqrt(rank); `dora` (Liu et al. 2024) learns each column's norm apart from its direction.
     """
 
     name: Name
@@ -125,6 +138,11 @@ class MethodSpec(Frozen):
     alpha: float = Field(16, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    rslora: bool = False
+    dora: bool = False
+    init: Literal["kaiming", "gaussian", "orthogonal"] = Field("kaiming", description="how LoRA matrices are drawn")
+    freeze_embeddings: bool = Field(False, description="full only: the input embeddings stay, and a tied output layer")
+    neftune_alpha: float = Field(0.0, ge=0, description="noise on the embeddings in training; 0 is none, 5 is usual")
     depth: tuple[float, float] | None = None
     override: Override = Override()
 
@@ -137,12 +155,11 @@ class MethodSpec(Frozen):
 
     @model_validator(mode="after")
     def _lora_only(self) -> MethodSpec:
-        defaults = type(self).model_fields
-        given = [
-            name for name in ("rank", "alpha", "dropout", "targets") if getattr(self, name) != defaults[name].default
-        ]
-        if self.kind == "full" and given:
-            raise ValueError(f"{', '.join(given)} belong to kind: lora, found with kind: full")
+        wrong = LORA_FIELDS if self.kind == "full" else FULL_FIELDS
+        given = [name for name in wrong if getattr(self, name) != type(self).model_fields[name].default]
+        if given:
+            right = "lora" if self.kind == "full" else "full"
+            raise ValueError(f"{', '.join(given)} belong to kind: {right}, found with kind: {self.kind}")
         return self
 
 
@@ -157,9 +174,20 @@ class Training(Frozen):
     )
     max_length: int = Field(1024, ge=8, description="tokens; longer rows are cut at the end")
     max_grad_norm: float = Field(1.0, gt=0)
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    template: str = "paper"
+    dtype: Literal["float32", "bfloat16", "pure_bfloat16"] = Field(
+        "float32",
+        description="bfloat16 computes in it and keeps fp32 weights; pure_bfloat16 holds the base's weights in it too",
+    )
+    template: str = Field("paper", description="paper, alpaca, chat, or a text with {instruction} and {response}")
+    chat_template: Path | None = Field(None, description="a Jinja file for template: chat, instead of each base's own")
+    overlong_rows: Literal["refuse", "drop"] = Field(
+        "refuse", description="rows that max_length leaves without a supervised token; the number dropped is recorded"
+    )
     token_budget: int = Field(4096, ge=8, description="tokens of a micro-batch, padding counted; not part of any key")
+    activation_checkpointing: bool = Field(
+        False, description="compute activations again in backward: less memory, a third more work; not part of any key"
+    )
+    compile: bool = Field(False, description="torch.compile the model; pays on long GPU trials; not part of any key")
 
 
 class Block(Frozen):
@@ -199,6 +227,9 @@ class Evaluation(Frozen):
     tasks: tuple[str, ...] = ()
     include: tuple[Path, ...] = ()
     limit: int | None = Field(None, ge=1, description="items of each task; all when left out")
+    template: str | None = Field(
+        None, description="a template, as under training, around each task's prompt; the prompt alone when left out"
+    )
     batch_size: int = Field(64, ge=1, description="requests of a batch; not part of any key")
 
     @field_validator("tasks")
@@ -255,15 +286,28 @@ class Resources(Frozen):
     """What one trial holds. Never part of a key."""
 
     workers: int = Field(1, ge=1, description="data-parallel processes of a trial")
+    strategy: Literal["ddp", "zero1", "zero2", "zero3"] = Field(
+        "ddp", description="what each worker holds: everything, or by ZeRO a part of optimiser, gradients, weights"
+    )
+    offload: bool = Field(False, description="ZeRO only: optimiser state, and under zero3 weights, in the CPU's memory")
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
+    memory_per_worker: float | None = Field(
+        None, gt=0, description="GB (10^9 bytes) of a worker's GPU, or of its CPU memory; what cannot fit is named"
+    )
     max_retries: int = Field(2, ge=0, description="restarts of a trial whose process died")
+
+    @model_validator(mode="after")
+    def _zero_only(self) -> Resources:
+        if self.offload and self.strategy == "ddp":
+            raise ValueError("offload belongs to strategy: zero1, zero2 or zero3, found with strategy: ddp")
+        return self
 
 
 class Checkpoints(Frozen):
     """Which weights stay in the storage once everything about them is measured."""
 
-    keep: Literal["measured", "last", "none"] = "measured"
+    keep: Keep = "measured"
 
 
 class Sweep(Frozen):
@@ -299,6 +343,15 @@ class Sweep(Frozen):
         for dataset in self.datasets:
             if dataset.mixture is not None:
                 _check_names(f"datasets.{dataset.name}.mixture.of", dataset.mixture.of, plain)
+        return self
+
+    @model_validator(mode="after")
+    def _chat_template_is_used(self) -> Sweep:
+        used = "chat" in (self.training.template, self.evaluation.template)
+        if self.training.chat_template is not None and not used:
+            raise ValueError(
+                f"training.chat_template belongs to template: chat, found with template: {self.training.template!r}"
+            )
         return self
 
     def dataset(self, name: str) -> DatasetSpec:
@@ -417,6 +470,7 @@ def _absolute(sweep: Sweep, folder: Path) -> Sweep:
     )
     datasets = tuple(dataset.model_copy(update={"path": located(dataset.path)}) for dataset in sweep.datasets)
     include = tuple((folder / path.expanduser()).resolve() for path in sweep.evaluation.include)
+    training = sweep.training.model_copy(update={"chat_template": located(sweep.training.chat_template)})
     probes = sweep.probes
     likelihood = probes.log_likelihood
     if likelihood is not None and isinstance(likelihood.texts, Path):
@@ -425,5 +479,12 @@ def _absolute(sweep: Sweep, folder: Path) -> Sweep:
     storage = sweep.storage if "://" in sweep.storage else str(Path(sweep.storage).expanduser().resolve())
     evaluation = sweep.evaluation.model_copy(update={"include": include})
     return sweep.model_copy(
-        update={"models": models, "datasets": datasets, "evaluation": evaluation, "probes": probes, "storage": storage}
+        update={
+            "models": models,
+            "datasets": datasets,
+            "training": training,
+            "evaluation": evaluation,
+            "probes": probes,
+            "storage": storage,
+        }
     )

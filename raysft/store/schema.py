@@ -39,6 +39,7 @@ IDENTITY = pa.schema(
         column("epochs", WHOLE, "epochs the trial was planned for; null for a base model", "epochs"),
         column("seed", WHOLE, "seed of the trial; null for a base model"),
         column("epoch", WHOLE, "epoch at whose end the checkpoint was taken; 0 = the base model", "epochs"),
+        column("template", TEXT, "digest of the training texts' prompt template; null for a base model"),
     ]
 )
 
@@ -54,7 +55,17 @@ TRAINING = pa.schema(
         column("tokens", WHOLE, "tokens of the epoch, padding not counted", "tokens"),
         column("supervised_tokens", WHOLE, "tokens of the epoch with a loss", "tokens"),
         column("rows", WHOLE, "training rows of the epoch", "rows"),
+        column("dropped_rows", WHOLE, "rows left out because max_length left them no supervised token", "rows"),
         column("oom_retries", WHOLE, "steps of the epoch repeated with half the token budget"),
+    ]
+)
+
+DIVERGENCE = pa.schema(
+    [
+        column("in_epoch", WHOLE, "epoch, from 1, in which the loss or gradient was not finite", "epochs"),
+        column("at_step", WHOLE, "optimiser step, from 1, that was not taken", "steps"),
+        column("loss", REAL, "summed loss of that global batch", "nats"),
+        column("grad_norm", REAL, "norm of its gradient; not a number where it was not computed"),
     ]
 )
 
@@ -181,7 +192,7 @@ PRETRAIN = pa.schema(
 TRIALS = pa.schema(
     [
         column("kind", TEXT, "base or fine-tuning"),
-        column("state", TEXT, "done, failed or missing"),
+        column("state", TEXT, "done, failed, missing, or diverged: what can be had of it is done"),
         column("blocks", TEXT, "blocks of the grid that ask for the trial, joined by +"),
         column("method_kind", TEXT, "full or lora; null for a base model"),
         column("batch_size", WHOLE, "examples of a global batch; null for a base model", "rows"),
@@ -189,7 +200,7 @@ TRIALS = pa.schema(
         column("steps", WHOLE, "optimiser steps; null where not trained", "steps"),
         column("supervised_tokens", WHOLE, "supervised tokens over all epochs", "tokens"),
         column("final_loss", REAL, "mean loss of the last epoch", "nats per token"),
-        column("diverged", FLAG, "whether training stopped at a loss or gradient that was not finite"),
+        column("diverged_in_epoch", WHOLE, "epoch in which training diverged; null where it did not", "epochs"),
         column("oom_retries", WHOLE, "steps repeated with half the token budget"),
     ]
 )
@@ -223,6 +234,7 @@ FAILURES = pa.schema(
 RESULTS: dict[str, pa.Schema] = {
     "pretrain": PRETRAIN,
     "train": TRAINING,
+    "divergence": DIVERGENCE,
     "evaluate": EVALUATE,
     "perplexity": DATA_PROPERTIES,
     "similarity": DATA_PROPERTIES,
@@ -233,8 +245,12 @@ RESULTS: dict[str, pa.Schema] = {
 }
 
 
+# Set by the reducer in every table, so that no mean holds such a trial without knowing.
+DIVERGED = column("diverged", FLAG, "whether the trial's training ended, then or later, in a loss that is not finite")
+
+
 def _with_identity(payload: pa.Schema) -> pa.Schema:
-    return pa.schema([*IDENTITY, *payload])
+    return pa.schema([*IDENTITY, DIVERGED, *payload])
 
 
 # table -> columns, identity first
@@ -262,10 +278,10 @@ def as_markdown() -> str:
         "",
         "## Identity, in front of every table",
         "",
-        *_columns(IDENTITY),
+        *_columns(pa.schema([*IDENTITY, DIVERGED])),
     ]
     for name, schema in TABLES.items():
-        lines += ["", f"## {name}", "", *_columns(list(schema)[len(IDENTITY) :])]
+        lines += ["", f"## {name}", "", *_columns(list(schema)[len(IDENTITY) + 1 :])]
     return "\n".join(lines) + "\n"
 
 

@@ -30,6 +30,7 @@ def _trials(trials: pa.Table) -> list[Row]:
     states = Counter(texts(tuned, "state"))
     meaning = {
         "done": "fine-tunings whose every stage is there",
+        "diverged": "fine-tunings whose loss went to infinity or was not a number",
         "failed": "fine-tunings of which a stage failed",
         "missing": "fine-tunings not run yet",
     }

@@ -1,33 +1,53 @@
 """The training loop: from tokenised rows to weights, telling the outside through callables.
 
-The numbers depend on (rows, settings, seed, epochs) and never on the token budget or the number of ranks: a step's loss
-is the sum over supervised tokens divided by the supervised tokens of its whole global batch, across micro-batches and
-ranks. With LoRA dropout this holds for one token budget and number of ranks only, since each micro-batch draws a mask.
+The numbers depend on (rows, settings, seed, epochs) and never on the token budget, the number of ranks or how they
+share the model: a step's loss is the sum over supervised tokens divided by the supervised tokens of its whole global
+batch, and whatever is random belongs to a row and a step (`raysft.models.noise`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
-from raysft.corpus.batching import global_batch, micro_batches, steps_per_epoch
+from raysft.corpus.batching import MicroBatch, cut, global_batch, pad_rows, steps_per_epoch
 from raysft.corpus.tokenize import TokenisedRow
+from raysft.models.noise import RowNoise, row_key
 from raysft.spec.grid import Optimisation
 from raysft.training.loss import summed_loss
-from raysft.training.parallel import ALONE, Ranks
+from raysft.training.parallel import Engine
 
 
 class DivergenceError(RuntimeError):
-    """A loss or gradient norm that is not finite; the weights of the step before are untouched."""
+    """A loss or gradient norm that is not finite, with the epoch and the step (from 1) at which it came.
+
+    `last_good` is the position before that step where the weights are still those; None where they were stepped.
+    """
+
+    def __init__(self, loss: float, norm: float, epoch: int, step: int, last_good: Progress | None) -> None:
+        super().__init__(f"loss {loss} and gradient norm {norm} at step {step}, epoch {epoch}")
+        self.loss = loss
+        self.grad_norm = norm
+        self.epoch = epoch
+        self.step = step
+        self.last_good = last_good
 
 
-@dataclass
+class MemoryFloorError(RuntimeError):
+    """Not even one row at a time fits the device."""
+
+
+@dataclass(frozen=True)
 class EpochStats:
-    """What one epoch did; see `raysft.store.schema.TRAINING` for units."""
+    """What one epoch did; see `raysft.store.schema.TRAINING` for units.
+
+    While the epoch runs, `loss` and `grad_norm` are sums over its supervised tokens and its steps.
+    """
 
     at_epoch: int
     step: int = 0
@@ -38,6 +58,27 @@ class EpochStats:
     supervised_tokens: int = 0
     rows: int = 0
     oom_retries: int = 0
+
+    def averaged(self, steps: int) -> EpochStats:
+        """The finished epoch of so many steps: mean loss of a supervised token, mean gradient norm of a step."""
+        return replace(self, loss=self.loss / self.supervised_tokens, grad_norm=self.grad_norm / steps)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands: optimiser steps done, and the sums of the epoch in flight (None on its boundary)."""
+
+    steps: int = 0
+    running: EpochStats | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Numbers only; `from_json` reads them back equal to the last bit."""
+        return {"steps": self.steps, "running": None if self.running is None else asdict(self.running)}
+
+    @staticmethod
+    def from_json(content: dict[str, Any]) -> Progress:
+        running = content["running"]
+        return Progress(content["steps"], None if running is None else EpochStats(**running))
 
 
 @dataclass(frozen=True)
@@ -51,16 +92,20 @@ class Job:
     pad_id: int
     token_budget: int
     device: torch.device
+    noise: RowNoise | None = None
 
 
-EpochEnd = Callable[[EpochStats], None]
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop tells the outside and asks it, on every rank. A question that one rank answers with yes, all do.
 
+    `epoch_ended` may use the model and must leave its weights as they were.
+    """
 
-def make_optimizer(parameters: Sequence[torch.nn.Parameter], settings: Optimisation) -> torch.optim.AdamW:
-    """AdamW (betas 0.9 and 0.999, epsilon 1e-8) over the trainable parameters, in one fused kernel."""
-    return torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, eps=1e-8, fused=True
-    )
+    epoch_ended: Callable[[EpochStats], None] = lambda stats: None
+    should_stop: Callable[[], bool] = lambda: False
+    should_save: Callable[[], bool] = lambda: False
+    save: Callable[[Progress], None] = lambda progress: None
 
 
 def learning_rate_at(settings: Optimisation, step: int, total: int) -> float:
@@ -73,94 +118,149 @@ def learning_rate_at(settings: Optimisation, step: int, total: int) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def train(
-    model: Any,
-    optimizer: torch.optim.Optimizer,
-    job: Job,
-    on_epoch_end: EpochEnd,
-    ranks: Ranks = ALONE,
-    done_epochs: int = 0,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> bool:
-    """Train from the end of epoch `done_epochs` to the end of epoch `job.epochs`; false if told to stop before.
+def train(engine: Engine, job: Job, hooks: Hooks, start: Progress = Progress()) -> bool:
+    """Train from `start` to the end of epoch `job.epochs`; false if told to stop before.
 
-    `on_epoch_end` is called on every rank after each epoch; it may use the model and must leave its weights as they
-    were. Raises DivergenceError.
+    Raises DivergenceError and MemoryFloorError.
     """
-    per_epoch = steps_per_epoch(len(job.rows), job.settings.batch_size)
-    budget = _Budget(job.token_budget)
-    for epoch in range(done_epochs + 1, job.epochs + 1):
-        model.train()
-        stats = EpochStats(at_epoch=epoch, step=(epoch - 1) * per_epoch)
-        for step in range(per_epoch):
-            if should_stop():
+    return _Training(engine, job, hooks, start).run()
+
+
+class _Training:
+    """One run of the loop: the position, the token budget, and the sums of the epoch in flight."""
+
+    def __init__(self, engine: Engine, job: Job, hooks: Hooks, start: Progress) -> None:
+        self.engine = engine
+        self.job = job
+        self.hooks = hooks
+        self.ranks = engine.ranks
+        self.done = start.steps
+        self.per_epoch = steps_per_epoch(len(job.rows), job.settings.batch_size)
+        self.total = job.epochs * self.per_epoch
+        self.budget = job.token_budget  # halved for good when the memory did not do
+        self.stats = start.running or EpochStats(self.epoch, step=self.done)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch (from 1) of the next step."""
+        return self.done // self.per_epoch + 1
+
+    def run(self) -> bool:
+        self.engine.model.train()
+        while self.done < self.total:
+            asked = [float(self.hooks.should_stop()), float(self.hooks.should_save())]
+            stop, save = self.ranks.sum(asked, self.job.device)
+            if save:
+                self.hooks.save(self._progress())
+            if stop:
                 return False
-            rate = learning_rate_at(job.settings, stats.step, job.epochs * per_epoch)
-            _step(model, optimizer, job, ranks, budget, stats, (epoch, step, rate))
-        stats.loss /= stats.supervised_tokens
-        stats.grad_norm /= per_epoch
-        on_epoch_end(stats)
-    return True
+            self._step()
+            if self.done % self.per_epoch == 0:
+                self.hooks.epoch_ended(self.stats.averaged(self.per_epoch))
+                self.stats = EpochStats(self.epoch, step=self.done)
+                self.engine.model.train()
+        return True
 
+    def _progress(self) -> Progress:
+        return Progress(self.done, self.stats if self.stats.rows else None)
 
-@dataclass
-class _Budget:
-    """Tokens of a micro-batch: halved for good when the memory did not do."""
+    def _step(self) -> None:
+        job, epoch, step = self.job, self.epoch, self.done % self.per_epoch
+        chosen = global_batch(len(job.rows), job.settings.batch_size, job.seed, epoch, step)
+        chosen.sort(key=lambda index: -len(job.rows[index].ids))
+        batch = [job.rows[index] for index in chosen]
+        supervised = sum(row.supervised for row in batch)
+        loss, norm = self._update(chosen, supervised)
+        self.stats = replace(
+            self.stats,
+            step=self.stats.step + 1,
+            loss=self.stats.loss + loss,
+            last_loss=loss / supervised,
+            grad_norm=self.stats.grad_norm + norm,
+            tokens=self.stats.tokens + sum(len(row.ids) for row in batch),
+            supervised_tokens=self.stats.supervised_tokens + supervised,
+            rows=self.stats.rows + len(batch),
+        )
+        self.done += 1
 
-    tokens: int
+    def _update(self, chosen: list[int], supervised: int) -> tuple[float, float]:
+        """One optimiser step on the rows `chosen`, longest first; (summed loss in nats, gradient norm).
 
+        Out of memory anywhere in it halves the token budget and repeats it with the same rows. Ranks decide that
+        together after backward; where they already met in a collective, what one of them lacks stops the trial.
+        """
+        rate = learning_rate_at(self.job.settings, self.done, self.total)
+        while True:
+            mine: torch.OutOfMemoryError | None = None
+            loss = 0.0
+            self.engine.zero_grad()
+            try:
+                loss = self._accumulate(chosen, supervised)
+                if self.ranks.count == 1:
+                    return loss, self._finish(loss, rate)
+            except torch.OutOfMemoryError as error:
+                if self.engine.lockstep and self.ranks.count > 1:
+                    raise MemoryFloorError(f"{error}; with ZeRO set a smaller training.token_budget") from error
+                mine = error.with_traceback(None)  # its frames hold the activations
+            lost, loss = self.ranks.sum([float(mine is not None), loss], self.job.device)
+            if not lost:
+                return loss, self._finish(loss, rate)
+            self._halve(len(self.job.rows[chosen[0]].ids), mine)
 
-def _step(
-    model: Any,
-    optimizer: torch.optim.Optimizer,
-    job: Job,
-    ranks: Ranks,
-    budget: _Budget,
-    stats: EpochStats,
-    position: tuple[int, int, float],
-) -> None:
-    epoch, step, rate = position
-    batch = [job.rows[index] for index in global_batch(len(job.rows), job.settings.batch_size, job.seed, epoch, step)]
-    batch.sort(key=lambda row: -len(row.ids))
-    supervised = sum(row.supervised for row in batch)
-    own = ranks.share(batch)
-    while True:
-        # Dropout must not depend on what came before in this process, or a resumed trial would differ.
-        torch.manual_seed(hash((job.seed, epoch, step, ranks.rank)) % (1 << 63))
-        optimizer.zero_grad(set_to_none=True)
-        try:
-            loss = _accumulate(model, job, own, supervised, budget.tokens)
-            break
-        except torch.OutOfMemoryError:
-            longest = max(len(row.ids) for row in own)
-            if budget.tokens <= longest:
-                raise
-            budget.tokens = max(longest, budget.tokens // 2)
-            stats.oom_retries += 1
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    ranks.sum_gradients(parameters)
-    loss = ranks.sum_scalar(loss, job.device)
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, job.settings.max_grad_norm))
-    stats.step += 1
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise DivergenceError(f"loss {loss} and gradient norm {norm} at step {stats.step}, epoch {epoch}")
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    stats.loss += loss
-    stats.last_loss = loss / supervised
-    stats.grad_norm += norm
-    stats.tokens += sum(len(row.ids) for row in batch)
-    stats.supervised_tokens += supervised
-    stats.rows += len(batch)
+    def _finish(self, loss: float, rate: float) -> float:
+        """Check, clip and step; the norm of the gradient. Nothing that is not finite reaches the weights."""
+        norm = self.engine.gradient_norm()
+        if not math.isfinite(loss) or not math.isfinite(norm or 0.0):
+            raise DivergenceError(loss, norm or math.nan, self.epoch, self.done + 1, self._progress())
+        stepped = self.engine.step(rate)
+        if not math.isfinite(stepped):
+            raise DivergenceError(loss, stepped, self.epoch, self.done + 1, None)
+        return stepped
 
+    def _halve(self, longest: int, error: torch.OutOfMemoryError | None) -> None:
+        if self.budget <= longest:
+            reason = error or "another rank ran out of memory"
+            raise MemoryFloorError(f"out of memory with one row of {longest} tokens at a time ({reason})") from error
+        self.budget = max(longest, self.budget // 2)
+        self.stats = replace(self.stats, oom_retries=self.stats.oom_retries + 1)
+        if self.job.device.type == "cuda":
+            torch.cuda.empty_cache()
 
-def _accumulate(model: Any, job: Job, rows: Sequence[TokenisedRow], supervised: int, token_budget: int) -> float:
-    """Add the gradients of this rank's rows; returns their summed loss in nats."""
-    total = torch.zeros((), dtype=torch.float64)
-    for batch in micro_batches(rows, token_budget, job.pad_id):
-        with torch.autocast(job.device.type, torch.bfloat16, enabled=job.settings.dtype == "bfloat16"):
-            loss = summed_loss(model, batch.to(job.device))
-        (loss / supervised).backward()
-        total += loss.detach().double().cpu()
-    return float(total)
+    def _accumulate(self, chosen: list[int], supervised: int) -> float:
+        """Add the gradients of this rank's rows; returns their summed loss in nats."""
+        job, device = self.job, self.job.device
+        # For what of a base's own is random; ours belongs to rows. A resumed trial must not depend on this process.
+        torch.manual_seed(hash((job.seed, self.done, self.ranks.rank)) % (1 << 63))
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        for part, counts in self._parts(chosen):
+            rows = [job.rows[index] for index in part]
+            with self._noise(part, rows):
+                with self._autocast():
+                    loss = summed_loss(self.engine.model, self._on_device(rows), not self.engine.lockstep) * counts
+                self.engine.backward(loss / supervised)
+            total += loss.detach()
+        return float(total)
+
+    def _parts(self, chosen: list[int]) -> list[tuple[list[int], float]]:
+        """This rank's micro-batches of row indices, with 1; or with 0 for one that only keeps step with the others."""
+        shares = [chosen[rank :: self.ranks.count] for rank in range(self.ranks.count)]
+        lengths = [[len(self.job.rows[index].ids) for index in share] for share in shares]
+        own = shares[self.ranks.rank]
+        parts = [([own[place] for place in part], 1.0) for part in cut(lengths[self.ranks.rank], self.budget)]
+        if self.engine.lockstep:
+            rounds = max(len(cut(share, self.budget)) for share in lengths)
+            parts += [(chosen[-1:], 0.0)] * (rounds - len(parts))
+        return parts
+
+    def _noise(self, indices: list[int], rows: list[TokenisedRow]) -> AbstractContextManager[None]:
+        if self.job.noise is None:
+            return nullcontext()
+        keys = [row_key(self.job.seed, self.done, index) for index in indices]
+        return self.job.noise.rows(keys, [len(row.ids) for row in rows])
+
+    def _on_device(self, rows: list[TokenisedRow]) -> MicroBatch:
+        return pad_rows(rows, self.job.pad_id).to(self.job.device)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.job.settings.dtype == "bfloat16"
+        return torch.autocast(self.job.device.type, torch.bfloat16, enabled=enabled)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,18 @@ from raysft.corpus.batching import global_batch
 from raysft.models.methods import Tuned, apply_method
 from raysft.probes.weight_change import low_rank_norm, weight_change
 from raysft.spec.sweep import MethodSpec
-from raysft.training.loop import DivergenceError, EpochStats, Job, learning_rate_at, make_optimizer, train
+from raysft.training.loop import (
+    DivergenceError,
+    EpochStats,
+    Hooks,
+    Job,
+    MemoryFloorError,
+    Progress,
+    learning_rate_at,
+    train,
+)
 from raysft.training.loss import token_log_probabilities
-from raysft.training.state import load_state, save_state
+from raysft.training.parallel import DataParallel
 from tests.invariants.tiny_models import FAMILIES, optimisation, random_rows, tiny_base
 
 pytestmark = pytest.mark.invariants
@@ -24,8 +35,11 @@ pytestmark = pytest.mark.invariants
 METHODS = {
     "full": MethodSpec(name="full", kind="full"),
     "lora": MethodSpec(name="lora", kind="lora", rank=4, alpha=8, dropout=0.1),
+    "noisy": MethodSpec(name="noisy", kind="full", freeze_embeddings=True, neftune_alpha=5),
+    "dora": MethodSpec(name="dora", kind="lora", rank=4, alpha=8, dora=True, rslora=True, init="gaussian"),
 }
-CASES = [(family, method) for family in FAMILIES for method in METHODS]
+CASES = [(family, method) for family in FAMILIES for method in ("full", "lora")]
+CASES += [("llama", "noisy"), ("llama", "dora")]
 
 
 def _job(**changes: Any) -> Job:
@@ -48,8 +62,8 @@ def _train(family: str, method: MethodSpec, job: Job) -> tuple[list[EpochStats],
 
 def _train_tuned(tuned: Tuned, job: Job) -> list[EpochStats]:
     history: list[EpochStats] = []
-    optimizer = make_optimizer([parameter for _, parameter in tuned.trainable()], job.settings)
-    assert train(tuned.model, optimizer, job, history.append)
+    engine = DataParallel(tuned.model, tuned.trainable(), job.settings)
+    assert train(engine, replace(job, noise=tuned.noise), Hooks(epoch_ended=history.append))
     return history
 
 
@@ -59,9 +73,9 @@ def _weights(tuned: Tuned) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("family", "kind"), CASES)
 def test_the_token_budget_does_not_change_the_numbers(family: str, kind: str) -> None:
-    method = METHODS[kind].model_copy(update={"dropout": 0.0})  # dropout draws one mask for each micro-batch
+    """Dropout and NEFTune included: their draws belong to a row, not to a micro-batch."""
     histories, weights = zip(
-        *(_train(family, method, _job(token_budget=budget)) for budget in (1, 64, 4096)), strict=True
+        *(_train(family, METHODS[kind], _job(token_budget=budget)) for budget in (1, 64, 4096)), strict=True
     )
     for history, weight in zip(histories[1:], weights[1:], strict=True):
         for mine, first in zip(history, histories[0], strict=True):
@@ -71,24 +85,34 @@ def test_the_token_budget_does_not_change_the_numbers(family: str, kind: str) ->
             torch.testing.assert_close(tensor, weights[0][name], rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("stop_at", [2, 3, 4], ids=["inside the first epoch", "its boundary", "inside the second"])
 @pytest.mark.parametrize(("family", "kind"), CASES)
-def test_stopped_and_resumed_is_straight_bit_for_bit(family: str, kind: str, tmp_path: Path) -> None:
-    job = _job(epochs=3)
+def test_stopped_and_resumed_is_straight_bit_for_bit(family: str, kind: str, stop_at: int, tmp_path: Path) -> None:
+    job = _job(epochs=2)  # 3 steps each
     straight_history, straight = _train(family, METHODS[kind], job)
 
     first = apply_method(tiny_base(family), METHODS[kind], job.seed)
-    optimizer = make_optimizer([parameter for _, parameter in first.trainable()], job.settings)
+    engine = DataParallel(first.model, first.trainable(), job.settings)
     epochs: list[EpochStats] = []
-    stopped = train(first.model, optimizer, job, epochs.append, should_stop=lambda: len(epochs) == 1)
-    assert not stopped
+    kept: list[Progress] = []
+    asked = iter(range(100))
+    hooks = Hooks(
+        epoch_ended=epochs.append,
+        should_stop=lambda: next(asked) == stop_at,
+        should_save=lambda: True,
+        save=kept.append,
+    )
+    assert not train(engine, replace(job, noise=first.noise), hooks)
+    assert kept[-1].steps == stop_at
     first.save(tmp_path)
-    save_state(tmp_path, optimizer, first.trainable(), epoch=1)
+    engine.save_optimizer(tmp_path)
+    position = Progress.from_json(json.loads(json.dumps(kept[-1].as_json())))
 
     second = apply_method(tiny_base(family), METHODS[kind], job.seed + 7)  # nothing of its own start may survive
     second.load(tmp_path)
-    optimizer = make_optimizer([parameter for _, parameter in second.trainable()], job.settings)
-    done = load_state(tmp_path, optimizer, second.trainable())
-    assert train(second.model, optimizer, job, epochs.append, done_epochs=done)
+    engine = DataParallel(second.model, second.trainable(), job.settings)
+    engine.load_optimizer(tmp_path)
+    assert train(engine, replace(job, noise=second.noise), Hooks(epoch_ended=epochs.append), position)
     assert epochs == straight_history
     for name, tensor in _weights(second).items():
         assert torch.equal(tensor, straight[name]), name
@@ -125,8 +149,9 @@ def test_the_losses_are_those_of_a_plain_loop(family: str) -> None:
         total = 0.0
         for row in rows:
             ids = torch.tensor([row.ids])
-            labels = ids.clone()
-            labels[0, : row.supervised_from] = -100
+            labels = torch.full_like(ids, -100)
+            for start, stop in row.spans:
+                labels[0, start:stop] = ids[0, start:stop]
             loss = model(input_ids=ids, labels=labels).loss * row.supervised
             (loss / count).backward()
             total += loss.item()
@@ -159,10 +184,10 @@ def test_out_of_memory_halves_the_budget_and_keeps_the_numbers(monkeypatch: pyte
     expected, _ = _train("llama", METHODS["full"], _job(epochs=1, token_budget=4096))
     real = loop.summed_loss
 
-    def starved(model: Any, batch: Any) -> torch.Tensor:
+    def starved(model: Any, batch: Any, chunked: bool) -> torch.Tensor:
         if batch.input_ids.numel() > 100:
             raise torch.OutOfMemoryError("injected")
-        return real(model, batch)
+        return real(model, batch, chunked)
 
     monkeypatch.setattr(loop, "summed_loss", starved)
     history, _ = _train("llama", METHODS["full"], _job(epochs=1, token_budget=4096))
@@ -173,12 +198,32 @@ def test_out_of_memory_halves_the_budget_and_keeps_the_numbers(monkeypatch: pyte
 def test_out_of_memory_at_the_floor_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     from raysft.training import loop
 
-    def starved(model: Any, batch: Any) -> torch.Tensor:
+    def starved(model: Any, batch: Any, chunked: bool) -> torch.Tensor:
         raise torch.OutOfMemoryError("injected")
 
     monkeypatch.setattr(loop, "summed_loss", starved)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(MemoryFloorError, match="out of memory with one row of"):
         _train("llama", METHODS["full"], _job())
+
+
+def test_out_of_memory_in_the_optimizer_repeats_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, straight = _train("llama", METHODS["full"], _job(epochs=1, token_budget=4096))
+    tuned = apply_method(tiny_base("llama"), METHODS["full"], 0)
+    engine = DataParallel(tuned.model, tuned.trainable(), optimisation())
+    real, calls = engine.optimizer.step, iter(range(100))
+
+    def starved() -> None:
+        if next(calls) == 1:
+            raise torch.OutOfMemoryError("injected")
+        real()
+
+    monkeypatch.setattr(engine.optimizer, "step", starved)
+    history: list[EpochStats] = []
+    assert train(engine, _job(epochs=1, token_budget=4096), Hooks(epoch_ended=history.append))
+    assert history[0].oom_retries == 1
+    assert history[0].loss == pytest.approx(expected[0].loss, rel=1e-5)
+    for name, tensor in _weights(tuned).items():
+        torch.testing.assert_close(tensor, straight[name], rtol=1e-4, atol=2e-5)
 
 
 def test_divergence_stops_the_trial_with_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +231,7 @@ def test_divergence_stops_the_trial_with_its_step(monkeypatch: pytest.MonkeyPatc
 
     calls = iter(range(100))
     real = loop.summed_loss
-    monkeypatch.setattr(loop, "summed_loss", lambda m, b: real(m, b) * (math.nan if next(calls) == 1 else 1))
+    monkeypatch.setattr(loop, "summed_loss", lambda m, b, c: real(m, b, c) * (math.nan if next(calls) == 1 else 1))
     tuned = apply_method(tiny_base("llama"), METHODS["full"], 0)
     with pytest.raises(DivergenceError, match="at step 2, epoch 1"):
         _train_tuned(tuned, _job(token_budget=4096))

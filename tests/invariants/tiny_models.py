@@ -38,13 +38,14 @@ def tiny_base(family: str, seed: int = 0) -> Base:
 
 
 def random_rows(count: int, seed: int = 0) -> list[TokenisedRow]:
-    """Rows of 4 to 20 random tokens, of which the last few are supervised."""
+    """Rows of 4 to 20 random tokens, of which the last few are supervised, and in longer ones a few before."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for _ in range(count):
         length = int(torch.randint(4, 21, (), generator=generator))
         ids = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
-        rows.append(TokenisedRow((1, *ids, 2), int(torch.randint(1, length, (), generator=generator))))
+        last = (int(torch.randint(1, length, (), generator=generator)), length + 2)
+        rows.append(TokenisedRow((1, *ids, 2), ((1, 3), last) if last[0] > 4 else (last,)))
     return rows
 
 

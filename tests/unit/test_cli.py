@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,32 @@ def test_plan_of_the_papers_grid() -> None:
     facts = json.loads(_call("plan", SWEEPS / "massive_sft.yaml", "--json").stdout)
     assert (facts["trials"], facts["checkpoints"]) == (341, 1070)
     assert "1070 fine-tuned checkpoints" in _call("plan", SWEEPS / "massive_sft.yaml").stdout
+
+
+def test_plan_weighs_the_checkpoints_of_the_papers_grid() -> None:
+    facts = json.loads(_call("plan", SWEEPS / "massive_sft.yaml", "--json").stdout)
+    kept = {policy["keep"]: policy for policy in facts["checkpoint_storage"]}
+    assert [policy["unknown"] for policy in kept.values()] == [[], [], []]
+    assert (kept["measured"]["checkpoints"], round(kept["measured"]["bytes"] / 1e12, 1)) == (1070, 24.4)
+    assert (kept["last"]["checkpoints"], round(kept["last"]["bytes"] / 1e12, 1)) == (341, 6.1)
+    assert len(facts["worker_memory"]) == 24
+    shown = _call("plan", SWEEPS / "massive_sft.yaml").stdout
+    assert "24.4 TB" in shown
+    assert "last (chosen)" in shown
+
+
+def test_plan_names_what_does_not_fit_a_worker(content: Content, write_sweep: Write) -> None:
+    content["resources"] = {"memory_per_worker": 0.62}
+    shown = _call("plan", write_sweep(content)).stdout
+    assert "Above the 620 MB of resources.memory_per_worker" in shown
+    assert "tiny x full, 2 trials: " in shown
+
+
+def test_a_plan_needs_no_torch() -> None:
+    plan = "import sys; from raysft.cli import app; app(['plan', sys.argv[1]], standalone_mode=False); "
+    heavy = "print([name for name in ('torch', 'transformers', 'ray') if name in sys.modules])"
+    command = [sys.executable, "-c", plan + heavy, str(SWEEPS / "massive_sft.yaml")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.endswith("[]\n")
 
 
 def _break_dataset(content: Content, text: str) -> None:
@@ -83,6 +111,10 @@ BAD: dict[str, tuple[Callable[[Content], Any], str]] = {
     "size above the rows": (
         lambda c: c["grid"][0].update(sizes=[999]),
         "999 rows asked of dataset capitals, which has 64",
+    ),
+    "worker too small for the model": (
+        lambda c: c.update(resources={"memory_per_worker": 0.5}),
+        "resources.memory_per_worker: found 500 MB, where weights, gradients and optimiser of tiny x full take",
     ),
     "storage that cannot be written": (_storage_in_a_file, "cannot write there"),
     "missing likelihood texts": (

@@ -12,15 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raysft.corpus.batching import global_batch, micro_batches, steps_per_epoch
+from raysft.corpus.batching import global_batch, length_groups, pad_rows, steps_per_epoch
 from raysft.corpus.example import Example
 from raysft.corpus.sources import all_examples, load_examples
 from raysft.corpus.tokenize import TokenisedRow, tokenise_examples, tokenise_texts
-from raysft.spec.grid import template_of
 from raysft.spec.sweep import DatasetSpec, SpecError, parse_sweep
+from raysft.spec.templates import Template
 
 pytestmark = pytest.mark.unit
 
+PAPER = Template("paper")
 ROWS = [{"instruction": f"ask {i}", "input": "", "output": f"answer {i}"} for i in range(5)]
 
 
@@ -172,16 +173,17 @@ def test_a_response_has_the_tokens_that_it_has_in_the_text() -> None:
             ids = super().__call__(text, add_special_tokens=False)["input_ids"]
             return {"input_ids": [[9, *one] for one in ids] if isinstance(text, list) else [9, *ids]}
 
-    [row] = tokenise_examples([Example("q", "a")], Marking(None, False), "paper", 100)
+    [row] = tokenise_examples([Example("q", "a")], Marking(None, False), PAPER, 100)
     assert row.ids.count(9) == 1
-    assert row.ids[row.supervised_from :] == (ord(" "), ord("a"), 2)
+    [(start, stop)] = row.spans
+    assert row.ids[start:stop] == (ord(" "), ord("a"), 2)
 
 
 @pytest.mark.parametrize(("bos", "adds_bos", "start"), [(1, True, [1]), (1, False, []), (None, False, [])])
 def test_one_bos_where_the_tokenizer_has_one_and_a_supervised_eos(
     bos: int | None, adds_bos: bool, start: list[int]
 ) -> None:
-    [row] = tokenise_examples([Example("q", "a")], CharacterTokenizer(bos, adds_bos), "paper", 100)
+    [row] = tokenise_examples([Example("q", "a")], CharacterTokenizer(bos, adds_bos), PAPER, 100)
     text = "###Question: q\n###Answer: a"
     assert list(row.ids) == start + [ord(letter) for letter in text] + [2]
     assert row.supervised == len(" a") + 1
@@ -190,14 +192,20 @@ def test_one_bos_where_the_tokenizer_has_one_and_a_supervised_eos(
 def test_a_row_without_room_for_a_response_is_refused_by_number() -> None:
     examples = [Example("q", "a"), Example("q" * 50, "a")]
     with pytest.raises(ValueError, match=r"row 2: its prompt has 75 tokens, so max_length 40"):
-        tokenise_examples(examples, CharacterTokenizer(1, True), "paper", 40)
+        tokenise_examples(examples, CharacterTokenizer(1, True), PAPER, 40)
+
+
+def test_a_row_without_room_for_a_response_is_dropped_and_counted_if_the_spec_says_so() -> None:
+    examples = [Example("q" * 50, "a"), Example("q", "a"), Example("q" * 50, "a")]
+    rows = tokenise_examples(examples, CharacterTokenizer(1, True), PAPER, 40, "drop")
+    assert (len(rows), rows.kept, rows.dropped) == (1, (1,), 2)
 
 
 def test_a_tokenizer_without_eos_is_refused() -> None:
     tokenizer = CharacterTokenizer(1, True)
     tokenizer.eos_token_id = None
     with pytest.raises(ValueError, match="no EOS"):
-        tokenise_examples([Example("q", "a")], tokenizer, "paper", 40)
+        tokenise_examples([Example("q", "a")], tokenizer, PAPER, 40)
 
 
 def test_texts_are_scored_from_the_first_token_after_bos() -> None:
@@ -206,9 +214,9 @@ def test_texts_are_scored_from_the_first_token_after_bos() -> None:
 
 
 def test_templates() -> None:
-    assert template_of("Q {instruction} A {response}!") == ("Q {instruction} A", " {response}!")
-    with pytest.raises(SpecError, match=r"training\.template: found 'plain'; valid: paper, alpaca"):
-        template_of("plain")
+    assert Template("Q {instruction} A {response}!").parts == ("Q {instruction} A", " {response}!")
+    with pytest.raises(SpecError, match=r"training\.template: found 'plain'; valid: paper, alpaca, chat, or a text"):
+        _ = Template("plain").parts
 
 
 def test_an_epoch_takes_every_row_once_in_an_order_of_its_own() -> None:
@@ -222,8 +230,8 @@ def test_an_epoch_takes_every_row_once_in_an_order_of_its_own() -> None:
 
 @pytest.mark.parametrize("budget", [1, 8, 20, 1000])
 def test_micro_batches_hold_every_row_once_under_the_budget(budget: int) -> None:
-    rows = [TokenisedRow(tuple(range(10, 10 + length)), 1) for length in (3, 9, 4, 7, 7, 2)]
-    batches = micro_batches(rows, budget, pad_id=0)
+    rows = [TokenisedRow.from_token(range(10, 10 + length), 1) for length in (3, 9, 4, 7, 7, 2)]
+    batches = [pad_rows([rows[index] for index in part], pad_id=0) for part in length_groups(rows, budget)]
     seen = [
         tuple(ids[mask.bool()].tolist())
         for b in batches

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.unit
 
 Content = dict[str, Any]
 SWEEPS = Path(__file__).parents[2] / "sweeps"
+SHAPE = {"family": "llama", "layers": 2, "hidden": 8, "intermediate": 8, "heads": 2, "vocabulary": 9}
 
 
 def _trials(content: Content) -> list[Trial]:
@@ -74,6 +75,8 @@ def test_blocks_that_overlap_are_merged(content: Content) -> None:
         lambda c: c["models"][0].update(name="other"),
         lambda c: c["training"].update(token_budget=64),
         lambda c: c.update(resources={"workers": 2}),
+        lambda c: c.update(resources={"memory_per_worker": 80}),
+        lambda c: c["models"][0].update(shape=SHAPE),
         lambda c: c.update(name="renamed", storage="/elsewhere"),
         lambda c: c["evaluation"].update(batch_size=3),
         lambda c: c["probes"]["intrinsic_dimension"].update(batch_size=3),
