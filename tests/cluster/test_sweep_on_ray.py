@@ -133,7 +133,7 @@ def test_a_failed_trial_does_not_stop_the_others(content: Content, tmp_path: Pat
     [failure, _] = _rows(content, "failures")
     assert (failure["stage"], failure["error"], failure["attempt"], failure["resolved"]) == (
         "train",
-        "ValueError",
+        "SpecError",
         1,
         False,
     )
