@@ -66,7 +66,7 @@ def tokens_per_second(outcome: Outcome, warmup: int) -> float:
 def loss_difference(outcome: Outcome, reference: Outcome) -> float:
     """Largest relative difference of the losses of a step."""
     pairs = zip(outcome["losses"], reference["losses"], strict=True)
-    return max(abs(theirs - ours) / abs(ours) for theirs, ours in pairs)
+    return float(max(abs(theirs - ours) / abs(ours) for theirs, ours in pairs))
 
 
 def measure_case(options: argparse.Namespace, request: dict[str, Any], contenders: list[str]) -> dict[str, Any]:

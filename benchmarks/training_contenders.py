@@ -206,7 +206,7 @@ def _run_trainer(bench: Bench, trainer: Any) -> None:
     """Train with a Hugging Face trainer and take over its losses and its times."""
     from transformers import TrainerCallback
 
-    class Clock(TrainerCallback):
+    class Clock(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
         def on_step_end(self, *_: Any, **__: Any) -> None:
             bench.outcome.at.append(bench.now())
 

@@ -51,9 +51,9 @@ def config(size: str, vocabulary: int) -> PreTrainedConfig:
             num_key_value_heads=2,
             tie_word_embeddings=True,
         )  # of its 151,936 tokens the rows use the first few thousand
-    layers, width, heads = {"tiny": (2, 64, 2), "small": (6, 256, 4), "124m": (12, 768, 12)}[size]
+    layers, width, heads = {"tiny": (2, 64, 2), "small": (6, 256, 4), "110m": (12, 768, 12)}[size]
     return LlamaConfig(
-        vocab_size=32768 if size == "124m" else vocabulary,
+        vocab_size=32768 if size == "110m" else vocabulary,
         hidden_size=width,
         intermediate_size=32 * round(width * 8 / 3 / 32),
         num_hidden_layers=layers,

@@ -14,6 +14,8 @@ import pytest
 # Before anything imports Ray or tqdm: tests leave no token file in the home directory and no bars in the log.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("TQDM_DISABLE", "1")
+# Nor do they tell anyone that they ran, as TRL's trainer does.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # Models of a test are so small that threads only wait for each other, most of all beside other processes.
 os.environ["OMP_NUM_THREADS"] = "1"
 
