@@ -1,4 +1,4 @@
-"""What one process keeps between units: the base model in memory, benchmark items, tokenised rows, texts."""
+"""What one process keeps between units: the base model in memory, benchmark items, mapped rows, texts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from raysft.corpus.example import Example
+from raysft.corpus.kept_rows import kept_rows, rows_identity, tokenizer_digest
 from raysft.corpus.sources import load_examples
 from raysft.corpus.tokenize import TokenisedRows, tokenise_examples
 from raysft.evaluation.harness import Benchmarks, load_benchmarks
@@ -30,6 +31,7 @@ class Session:
     bases: BaseCache = field(default_factory=BaseCache)
     _examples: dict[tuple[str, int | None], list[Example]] = field(default_factory=dict)
     _rows: dict[tuple[Any, ...], TokenisedRows] = field(default_factory=dict)
+    _tokenizers: dict[str, str | None] = field(default_factory=dict)
 
     @cached_property
     def storage(self) -> Storage:
@@ -56,7 +58,7 @@ class Session:
         return self._examples[dataset, size]
 
     def rows(self, trial: Trial, base: Base) -> TokenisedRows:
-        """A trial's tokenised rows, kept for the other trials of the same base and data.
+        """A trial's tokenised rows, mapped from the storage; whoever needs them first tokenises them for all.
 
         SpecError, with the names of dataset and model, for a row or a template that is refused, or if no row is left.
         """
@@ -64,8 +66,14 @@ class Session:
         key = (base.key, trial.dataset, trial.size, settings.prompt, settings.max_length, settings.overlong_rows)
         if key not in self._rows:
             self._rows = {kept: rows for kept, rows in self._rows.items() if kept[0] == base.key}
-            self._rows[key] = self._tokenised(trial, base)
+            identity = rows_identity(trial, base.tokenizer, self._tokenizer_digest(base))
+            self._rows[key] = kept_rows(self.storage, identity, lambda: self._tokenised(trial, base))
         return self._rows[key]
+
+    def _tokenizer_digest(self, base: Base) -> str | None:
+        if base.key not in self._tokenizers:
+            self._tokenizers = {base.key: tokenizer_digest(base.tokenizer)}
+        return self._tokenizers[base.key]
 
     def _tokenised(self, trial: Trial, base: Base) -> TokenisedRows:
         settings, examples = trial.optimisation, self.examples(trial.dataset, trial.size)

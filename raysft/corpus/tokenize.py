@@ -4,6 +4,8 @@ A text is tokenised once and whole. Where the prompt ends and the assistant begi
 token that reaches over such a place belongs to what comes after. At the start of a reply it holds the first thing that
 a model has to say, which no other token says. At its end it holds text of the next turn, which a model must not say.
 Whoever generates gives the prompt's tokens, and finds that training went on from just these.
+
+Rows are kept (see `kept_rows`): when the same examples start to give others, raise STAGE_VERSIONS["tokenise"].
 """
 
 from __future__ import annotations
@@ -12,26 +14,37 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
+import numpy as np
+import numpy.typing as npt
+
 from raysft.corpus.example import Example
 from raysft.corpus.prompt import common_length, render_examples
 from raysft.spec.templates import Template
 
 Span = tuple[int, int]
+Ids = npt.NDArray[np.int32]
+Places = npt.NDArray[np.int64]
 
 _BLOCK = 1024  # texts tokenised at a time: the offsets of a whole dataset would take gigabytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TokenisedRow:
-    """Token ids of one example; those in `spans` (half-open, ascending, disjoint, not empty) have a loss."""
+    """Token ids of one example, int32; those in `spans` (half-open, ascending, disjoint, not empty) have a loss.
 
-    ids: tuple[int, ...]
+    `ids` may be a view of a mapped file, which nobody can write to. They can be given as any sequence of numbers.
+    """
+
+    ids: Ids
     spans: tuple[Span, ...]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", np.asarray(self.ids, np.int32))
+
     @classmethod
-    def from_token(cls, ids: Sequence[int], start: int) -> TokenisedRow:
+    def from_token(cls, ids: Sequence[int] | Ids, start: int) -> TokenisedRow:
         """The row whose tokens from `start` on all have a loss."""
-        return cls(tuple(ids), ((start, len(ids)),) if start < len(ids) else ())
+        return cls(np.asarray(ids, np.int32), ((start, len(ids)),) if start < len(ids) else ())
 
     @property
     def supervised(self) -> int:
@@ -43,24 +56,60 @@ class TokenisedRow:
         spans = tuple((start, min(stop, length)) for start, stop in self.spans if start < length)
         return TokenisedRow(self.ids[:length], spans)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TokenisedRow):
+            return NotImplemented
+        return self.spans == other.spans and np.array_equal(self.ids, other.ids)
 
-@dataclass(frozen=True)
+    def __hash__(self) -> int:
+        return hash((self.ids.tobytes(), self.spans))
+
+
+@dataclass(frozen=True, eq=False)
 class TokenisedRows(Sequence[TokenisedRow]):
-    """A sequence of rows; `kept` are the indices of the examples they come from, `dropped` the number of the others."""
+    """A sequence of rows, held as flat arrays so that it can lie in files and be mapped from them.
 
-    rows: tuple[TokenisedRow, ...]
-    kept: tuple[int, ...]
+    `ids` are int32 (tokens,): row i has those from `offsets[i]` up to `offsets[i + 1]`, int64 (rows + 1,). In the same
+    way `span_offsets` say which of `spans`, int32 (spans, 2), are its own; these count from its first token. `kept`,
+    int64 (rows,), are the indices of the examples that the rows come from, `dropped` is the number of the others.
+    """
+
+    ids: Ids
+    offsets: Places
+    spans: Ids
+    span_offsets: Places
+    kept: Places
     dropped: int
 
+    @classmethod
+    def of(cls, rows: Sequence[TokenisedRow], kept: Sequence[int], dropped: int) -> TokenisedRows:
+        """The arrays of `rows`."""
+        spans = [span for row in rows for span in row.spans]
+        return cls(
+            np.concatenate([np.empty(0, np.int32), *(row.ids for row in rows)]),
+            _offsets([len(row.ids) for row in rows]),
+            np.array(spans, np.int32).reshape(-1, 2),
+            _offsets([len(row.spans) for row in rows]),
+            np.array(kept, np.int64),
+            dropped,
+        )
+
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.kept)
 
     @overload
     def __getitem__(self, index: int) -> TokenisedRow: ...
     @overload
     def __getitem__(self, index: slice) -> tuple[TokenisedRow, ...]: ...
     def __getitem__(self, index: int | slice) -> TokenisedRow | tuple[TokenisedRow, ...]:
-        return self.rows[index]
+        if isinstance(index, slice):
+            return tuple(self._row(place) for place in range(len(self))[index])
+        return self._row(range(len(self))[index])
+
+    def _row(self, place: int) -> TokenisedRow:
+        start, stop = self.offsets[place : place + 2]
+        first, last = self.span_offsets[place : place + 2]
+        return TokenisedRow(self.ids[start:stop], tuple((begin, end) for begin, end in self.spans[first:last].tolist()))
 
 
 def tokenise_examples(
@@ -92,7 +141,7 @@ def tokenise_examples(
                 f"row {index + 1}: its prompt has {whole.spans[0][0]} tokens, so max_length {max_length} leaves no "
                 "supervised token; raise training.max_length, or set training.overlong_rows: drop"
             )
-    return TokenisedRows(tuple(rows), tuple(kept), len(examples) - len(rows))
+    return TokenisedRows.of(rows, kept, len(examples) - len(rows))
 
 
 def tokenise_texts(texts: Sequence[str], tokenizer: Any, max_length: int) -> list[TokenisedRow]:
@@ -131,7 +180,13 @@ def _row(ids: list[int], tokens: list[int], eos: int) -> TokenisedRow:
     tokens = [*tokens, len(ids)]
     pairs = zip(tokens[::2], tokens[1::2], strict=True)
     # Nothing comes before the first token that could predict it.
-    return TokenisedRow(tuple(ids), tuple((max(1, start), stop) for start, stop in pairs if max(1, start) < stop))
+    spans = tuple((max(1, start), stop) for start, stop in pairs if max(1, start) < stop)
+    return TokenisedRow(np.array(ids, np.int32), spans)
+
+
+def _offsets(lengths: Sequence[int]) -> Places:
+    """Where stretches of these lengths begin when they lie end to end, and where the last one ends."""
+    return np.cumsum([0, *lengths], dtype=np.int64)
 
 
 def _encoded(

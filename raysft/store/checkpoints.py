@@ -1,8 +1,9 @@
-"""Checkpoints and models: folders of files that are complete only when their manifest is there.
+"""Checkpoints, models, rows: folders of files that are complete only when their manifest is there.
 
 Protocol. The files are written to a dot-prefixed folder, then the manifest with every file's size and SHA-256, then the
 folder gets its final name by one rename (on an object store: the files are uploaded first, the manifest last). A folder
-without a valid manifest is half-written: it counts as missing and is moved aside by whoever writes the folder again.
+without a valid manifest is half-written: it counts as missing and is moved aside by whoever writes the folder again. On
+an object store one without any manifest may be somebody's upload in flight, so it is left there and written over.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def write_folder(storage: Storage, folder: str, save: Callable[[Path], None], fa
     parent, name = storage.path(folder).rsplit("/", 1)
     storage.filesystem.create_dir(parent, recursive=True)
     if not storage.is_local:
-        if storage.exists(folder):
+        if storage.exists(folder, MANIFEST):
             move_aside(storage, folder)
         with tempfile.TemporaryDirectory() as temporary:
             _fill(Path(temporary), save, facts)
@@ -94,10 +95,22 @@ def local_folder(storage: Storage, folder: str, cache: Path | None = None) -> Pa
         path = storage.local_path(folder)
     else:
         path = _downloaded(storage, folder, manifest, cache or Path(tempfile.gettempdir()) / "raysft")
-    for name, entry in manifest["files"].items():
-        if file_digest(path / name) != entry["sha256"]:
-            raise StorageError(f"{folder}/{name}: damaged, its SHA-256 is not the manifest's")
+    damaged = _damaged_file(path, manifest)
+    if damaged is not None and not storage.is_local:  # only the copy may be: those who clean /tmp take files out of it
+        shutil.rmtree(path, ignore_errors=True)
+        path = _downloaded(storage, folder, manifest, path.parent)
+        damaged = _damaged_file(path, manifest)
+    if damaged is not None:
+        raise StorageError(f"{folder}/{damaged}: damaged, its SHA-256 is not the manifest's")
     return path
+
+
+def _damaged_file(path: Path, manifest: Mapping[str, Any]) -> str | None:
+    """The first file of a local folder that is not there or not what its manifest says."""
+    for name, entry in manifest["files"].items():
+        if not (path / name).is_file() or file_digest(path / name) != entry["sha256"]:
+            return str(name)
+    return None
 
 
 def _downloaded(storage: Storage, folder: str, manifest: Mapping[str, Any], cache: Path) -> Path:
@@ -109,6 +122,9 @@ def _downloaded(storage: Storage, folder: str, manifest: Mapping[str, Any], cach
     temporary.mkdir(parents=True)
     local = pafs.LocalFileSystem()
     pafs.copy_files(storage.path(folder), str(temporary), storage.filesystem, local)
+    for file in [file for file in temporary.rglob("*") if file.is_file()]:
+        if str(file.relative_to(temporary)) not in {*manifest["files"], MANIFEST}:  # of an upload that was not finished
+            file.unlink()
     try:
         temporary.rename(path)
     except OSError:  # another process was first; a folder that is not empty is never replaced
@@ -125,9 +141,19 @@ def delete_folder(storage: Storage, folder: str) -> None:
 
 
 def move_aside(storage: Storage, folder: str) -> None:
-    """Give a half-written or damaged folder a dot-prefixed name beside its own."""
+    """Give a half-written or damaged folder a dot-prefixed name beside its own; another process may do so first."""
     parent, name = folder.rsplit("/", 1)
-    storage.filesystem.move(storage.path(folder), storage.path(parent, f".damaged-{uuid.uuid4().hex[:8]}-{name}"))
+    aside = storage.path(parent, f".damaged-{uuid.uuid4().hex[:8]}-{name}")
+    try:
+        if storage.is_local:
+            storage.filesystem.move(storage.path(folder), aside)
+        else:  # objects have no folders that could get another name
+            storage.filesystem.create_dir(aside, recursive=True)
+            pafs.copy_files(storage.path(folder), aside, storage.filesystem, storage.filesystem)
+            storage.filesystem.delete_dir(storage.path(folder))
+    except OSError:
+        if storage.exists(folder):
+            raise
 
 
 def file_digest(path: Path) -> str:
@@ -171,6 +197,7 @@ def _upload(storage: Storage, source: Path, folder: str) -> None:
     files = sorted(path for path in source.rglob("*") if path.is_file() and path.name != MANIFEST)
     for path in [*files, source / MANIFEST]:
         target = storage.path(folder, str(path.relative_to(source)))
+        storage.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
         pafs.copy_files(
             str(path), target, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=storage.filesystem
         )

@@ -7,6 +7,7 @@
   results/<stage>/<key>.parquet      committed results; names that start with a dot are not results
   failures/<stage>/<key>/<n>.json    record of the n-th failed attempt, its traceback beside it as <n>.log
   models/<key>/                      base models that the project pretrained
+  tokens/<key>/                      tokenised rows, for every trial that reads the same; made again where they lack
   checkpoints/<trial>/epoch-<n>/     weights, complete once manifest.json is there
   embeddings/<key>/                  pooled hidden states
   tables/  study/  report/           what `reduce`, `study` and `report` make; always rebuilt from results
@@ -124,6 +125,11 @@ def checkpoint_folder(trial: str, epoch: int) -> str:
 def model_folder(key: str) -> str:
     """Folder of a base model that the project pretrained, relative to the storage."""
     return f"models/{key}"
+
+
+def rows_folder(key: str) -> str:
+    """Folder of tokenised rows, relative to the storage."""
+    return f"tokens/{key}"
 
 
 def embeddings_folder(key: str) -> str:

@@ -95,8 +95,8 @@ def _train_trl(tuned: Tuned, rows: list[TokenisedRow], folder: Path) -> list[flo
 def _with_labels(row: TokenisedRow) -> dict[str, list[int]]:
     labels = [-100] * len(row.ids)
     for start, stop in row.spans:
-        labels[start:stop] = row.ids[start:stop]
-    return {"input_ids": list(row.ids), "labels": labels}
+        labels[start:stop] = row.ids[start:stop].tolist()
+    return {"input_ids": row.ids.tolist(), "labels": labels}
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,7 +17,9 @@ from raysft.store.checkpoints import (
     delete_folder,
     is_complete,
     local_folder,
+    move_aside,
     read_manifest,
+    sound_folder,
     write_folder,
 )
 from raysft.store.layout import Storage, StorageError, open_storage
@@ -176,6 +180,44 @@ def test_changed_bytes_of_the_same_size_are_found(storage: Storage) -> None:
     (storage.local_path("models/k") / "weights").write_text("abd")
     with pytest.raises(StorageError, match=r"models/k/weights: damaged"):
         local_folder(storage, "models/k")
+
+
+@pytest.fixture
+def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """A storage that is not local, as far as it knows, and a folder of its own for local copies."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "bucket").mkdir()
+    return Storage("far://b", pafs.SubTreeFileSystem(str(tmp_path / "bucket"), pafs.LocalFileSystem()), "sweep")
+
+
+def test_a_local_copy_that_lost_a_file_is_fetched_anew(remote: Storage) -> None:
+    write_folder(remote, "models/k", _save("abc"), {})
+    (local_folder(remote, "models/k") / "weights").unlink()
+    assert (local_folder(remote, "models/k") / "weights").read_text() == "abc"
+    assert is_complete(remote, "models/k")
+
+
+def test_damage_in_a_remote_storage_is_found_and_moved_aside(remote: Storage, tmp_path: Path) -> None:
+    write_folder(remote, "models/k", _save("abc"), {})
+    remote.write_bytes(b"abd", "models/k", "weights")
+    assert sound_folder(remote, "models/k") is None
+    assert not remote.exists("models/k")
+    [aside] = (tmp_path / "bucket" / "sweep" / "models").glob(".damaged-*-k")
+    assert (aside / "weights").read_text() == "abd"
+
+
+def test_an_upload_in_flight_is_left_to_end_and_never_read(remote: Storage) -> None:
+    remote.write_bytes(b"a part", "models/k", "other weights")
+    assert write_folder(remote, "models/k", _save("abc"), {})
+    assert remote.read_bytes("models/k", "other weights") == b"a part"
+    assert sorted(path.name for path in local_folder(remote, "models/k").iterdir()) == [MANIFEST, "weights"]
+
+
+def test_a_folder_that_another_process_moved_aside_first_is_no_error(storage: Storage) -> None:
+    write_folder(storage, "models/k", _save("abc"), {})
+    move_aside(storage, "models/k")
+    move_aside(storage, "models/k")
+    assert not storage.exists("models/k")
 
 
 def test_a_writer_that_fails_leaves_nothing(storage: Storage) -> None:
