@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from raysft.measure import Bench, Report, measure_base, measure_checkpoint
 from raysft.models.load import Base, load_folder
-from raysft.models.methods import Tuned, apply_method, prepare
+from raysft.models.methods import Tuned, apply_method, packs, prepare
 from raysft.models.micro import pretrain
 from raysft.session import Session
 from raysft.spec.grid import Trial
@@ -185,7 +185,7 @@ class _FineTuning:
 
     def _engine(self, tuned: Tuned) -> Engine:
         training, named = self.session.sweep.training, tuned.trainable()
-        prepare(tuned, training.activation_checkpointing, training.compile)
+        prepare(tuned, training.activation_checkpointing, training.compile, self._packed(tuned))
         if self.resources.strategy == "ddp":
             return DataParallel(tuned.model, named, self.trial.optimisation, self.ranks)
         stage = int(self.resources.strategy.removeprefix("zero"))
@@ -201,7 +201,12 @@ class _FineTuning:
             token_budget=self.session.sweep.training.token_budget,
             device=self.session.device,
             noise=tuned.noise,
+            packed=self._packed(tuned),
         )
+
+    def _packed(self, tuned: Tuned) -> bool:
+        wanted = self.session.sweep.training.packing
+        return packs(tuned.base, wanted, self.trial.optimisation.dtype, self.session.device)
 
     def _commit_divergence(self, error: DivergenceError) -> None:
         """Record it as a result, so that it is known for good: the same trajectory would end there again."""

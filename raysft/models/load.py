@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from raysft.models.packing import why_not_packed
 from raysft.spec.plan import model_key
 from raysft.spec.sweep import ModelSpec, SpecError
 from raysft.store.checkpoints import local_folder
@@ -40,6 +42,11 @@ class Base:
         self.changed.clear()
         self.model.eval()
         return self.model
+
+    @cached_property
+    def why_not_packed(self) -> str | None:
+        """Why its rows cannot be packed; None if they can."""
+        return why_not_packed(self.model)
 
 
 class BaseCache:

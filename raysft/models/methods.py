@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from raysft.models.layers import layer_count, layer_index
 from raysft.models.load import Base
 from raysft.models.noise import RowDropout, RowNoise, add_neftune
+from raysft.models.packing import pack_attention
 from raysft.spec.shape import layers_within
 from raysft.spec.sweep import MethodSpec
 
@@ -118,12 +119,14 @@ def apply_method(base: Base, method: MethodSpec, seed: int) -> Tuned:
     return tuned
 
 
-def prepare(tuned: Tuned, activation_checkpointing: bool, compiled: bool) -> None:
+def prepare(tuned: Tuned, activation_checkpointing: bool, compiled: bool, packed: bool) -> None:
     """Turn on what changes the speed and memory of training, and no numbers, until `detach`.
 
     Layers are compiled one by one: all of a model have one graph, and what is around them stays free to change.
     """
     model = tuned.base.model
+    if packed:
+        tuned.on_detach(pack_attention(model))
     if activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         tuned.on_detach(model.gradient_checkpointing_disable)
@@ -131,6 +134,16 @@ def prepare(tuned: Tuned, activation_checkpointing: bool, compiled: bool) -> Non
         for layer in model.get_decoder().layers:
             layer.compile(dynamic=True)
             tuned.on_detach(partial(setattr, layer, "_compiled_call_impl", None))
+
+
+def packs(base: Base, wanted: Literal["auto", "on", "off"], dtype: str, device: torch.device) -> bool:
+    """Whether to train on packed rows, by `training.packing`. ValueError if it is on and the base cannot be packed."""
+    has_kernel = device.type == "cuda" and dtype != "float32"
+    if wanted == "off" or (wanted == "auto" and not has_kernel):
+        return False
+    if wanted == "on" and base.why_not_packed:
+        raise ValueError(f"training.packing: on, but {base.why_not_packed}; use auto or off")
+    return base.why_not_packed is None
 
 
 def _full(base: Base, method: MethodSpec, layers: list[int]) -> Tuned:

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from raysft.corpus.batching import MicroBatch
+
 _DRAWS = 1 << 24  # values of a draw: exact in fp32
 
 
@@ -27,14 +29,24 @@ class RowNoise:
 
     def __init__(self) -> None:
         self._keys: torch.Tensor | None = None
-        self.lengths: torch.Tensor = torch.empty(0)
+        self._positions = torch.empty(0)
+        self.lengths = torch.empty(0)
+        """Tokens of the row that a token is in, fp32, to be broadcast over (rows, positions)."""
 
     @contextmanager
-    def rows(self, keys: Sequence[int], lengths: Sequence[int]) -> Iterator[None]:
-        """Inside, forward passes are over rows with these keys and lengths in tokens, in this order. Backward belongs
-        inside as well: activation checkpointing runs forward again there."""
-        self._keys = torch.tensor(keys, dtype=torch.int32)
-        self.lengths = torch.tensor(lengths, dtype=torch.float32)
+    def rows(self, keys: Sequence[int], batch: MicroBatch) -> Iterator[None]:
+        """Inside, forward passes are over this batch, whose rows have these keys. Backward belongs inside as well:
+        activation checkpointing runs forward again there."""
+        owners, lengths = torch.tensor(keys, dtype=torch.int32), torch.tensor(batch.lengths)
+        device = batch.input_ids.device
+        if batch.positions is None:
+            owners, each = owners[:, None], lengths[:, None]
+            self._positions = torch.arange(batch.input_ids.shape[1], dtype=torch.int32, device=device)[None]
+        else:
+            owners, each = (values.repeat_interleave(lengths)[None] for values in (owners, lengths))
+            self._positions = batch.positions.int()
+        self._keys = owners.to(device, non_blocking=True)
+        self.lengths = each.to(device, torch.float32, non_blocking=True)
         try:
             yield
         finally:
@@ -43,11 +55,8 @@ class RowNoise:
     def draws(self, like: torch.Tensor, salt: int) -> torch.Tensor:
         """Independent uniform draws in [0, 1), fp32, of the shape of `like` (rows, positions, channels)."""
         assert self._keys is not None, "a forward pass in training mode outside RowNoise.rows"
-        device = like.device
-        rows = self._keys.to(device, non_blocking=True)[:, None]
-        positions = torch.arange(like.shape[1], dtype=torch.int32, device=device)[None, :]
-        channels = torch.arange(like.shape[2], dtype=torch.int32, device=device)
-        token = _mixed(_mixed(rows ^ salt) + positions)
+        channels = torch.arange(like.shape[2], dtype=torch.int32, device=like.device)
+        token = _mixed(_mixed(self._keys ^ salt) + self._positions)
         return _mixed(token[..., None] + _mixed(channels)).bitwise_and_(_DRAWS - 1).float().div_(_DRAWS)
 
 
@@ -91,8 +100,7 @@ def add_neftune(embedding: torch.nn.Module, alpha: float, noise: RowNoise) -> Re
     def disturb(module: torch.nn.Module, _: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         if not module.training:
             return output
-        lengths = noise.lengths.to(output.device, non_blocking=True)
-        bound = alpha / (lengths * output.shape[-1]).sqrt()[:, None, None]
+        bound = alpha / (noise.lengths * output.shape[-1]).sqrt()[..., None]
         return output + ((2 * noise.draws(output, salt) - 1) * bound).to(output.dtype)
 
     return embedding.register_forward_hook(disturb)

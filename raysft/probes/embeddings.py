@@ -22,10 +22,8 @@ def pooled_states(model: Any, rows: Sequence[TokenisedRow], pad_id: int) -> np.n
     """
     batch = pad_rows(rows, pad_id).to(next(model.parameters()).device)
     decoder = model.get_decoder()
-    output = decoder(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True, use_cache=False
-    )
-    mask = batch.attention_mask.unsqueeze(-1).float()
+    output = decoder(**batch.inputs, output_hidden_states=True, use_cache=False)
+    mask = batch.tokens.unsqueeze(-1).float()
     pooled = [(state.float() * mask).sum(dim=1) / mask.sum(dim=1) for state in output.hidden_states]
     stacked: np.ndarray = torch.stack(pooled, dim=1).cpu().numpy()
     return stacked

@@ -11,6 +11,7 @@ from raysft.spec.keys import Identity, dataset_identity, key_of, model_identity
 from raysft.spec.sweep import (
     FULL_FIELDS,
     LORA_FIELDS,
+    SPEED_ONLY,
     Block,
     DatasetSpec,
     MethodSpec,
@@ -185,7 +186,7 @@ def _optimisation(
     learning_rate: float | None,
     schedule: Schedule,
 ) -> Optimisation:
-    values: dict[str, Any] = sweep.training.model_dump(exclude={"token_budget", "activation_checkpointing", "compile"})
+    values: dict[str, Any] = sweep.training.model_dump(exclude=SPEED_ONLY)
     grid = Override(learning_rate=learning_rate)
     for override in (model.override, dataset.override, method.override, grid):  # the later wins
         values.update(override.model_dump(exclude_none=True))

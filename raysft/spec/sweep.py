@@ -184,10 +184,19 @@ class Training(Frozen):
         "refuse", description="rows that max_length leaves without a supervised token; the number dropped is recorded"
     )
     token_budget: int = Field(4096, ge=8, description="tokens of a micro-batch, padding counted; not part of any key")
+    packing: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="rows end to end instead of padded, attention within each; auto: where the device has a kernel for "
+        "it and the model's numbers stay the same; not part of any key",
+    )
     activation_checkpointing: bool = Field(
         False, description="compute activations again in backward: less memory, a third more work; not part of any key"
     )
     compile: bool = Field(False, description="torch.compile the model; pays on long GPU trials; not part of any key")
+
+
+SPEED_ONLY = {"token_budget", "packing", "activation_checkpointing", "compile"}
+"""Settings of training that change its speed and memory, and no numbers."""
 
 
 class Block(Frozen):

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
-from raysft.corpus.batching import MicroBatch, cut, global_batch, pad_rows, steps_per_epoch
+from raysft.corpus.batching import steps_per_epoch
 from raysft.corpus.tokenize import TokenisedRow
 from raysft.models.noise import RowNoise, row_key
 from raysft.spec.grid import Optimisation
+from raysft.training.feed import Feed, Part, Recipe, StepRows
 from raysft.training.loss import summed_loss
 from raysft.training.parallel import Engine
 
@@ -83,7 +84,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Job:
-    """What to train on what. `rows` are all of the trial's training rows; `pad_id` fills micro-batches."""
+    """What to train on what. `rows` are all of the trial's training rows; `pad_id` fills micro-batches, unless `packed`
+    ones have nothing to fill (the model must take them, see `raysft.models.packing`)."""
 
     rows: Sequence[TokenisedRow] = field(repr=False)
     settings: Optimisation
@@ -93,6 +95,7 @@ class Job:
     token_budget: int
     device: torch.device
     noise: RowNoise | None = None
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,66 +149,76 @@ class _Training:
         return self.done // self.per_epoch + 1
 
     def run(self) -> bool:
-        self.engine.model.train()
-        while self.done < self.total:
-            asked = [float(self.hooks.should_stop()), float(self.hooks.should_save())]
-            stop, save = self.ranks.sum(asked, self.job.device)
-            if save:
-                self.hooks.save(self._progress())
-            if stop:
-                return False
-            self._step()
-            if self.done % self.per_epoch == 0:
-                self.hooks.epoch_ended(self.stats.averaged(self.per_epoch))
-                self.stats = EpochStats(self.epoch, step=self.done)
-                self.engine.model.train()
+        with self._feed() as feed:
+            self.engine.model.train()
+            while self.done < self.total:
+                asked = [float(self.hooks.should_stop()), float(self.hooks.should_save())]
+                stop, save = self.ranks.sum(asked, self.job.device)
+                if save:
+                    self.hooks.save(self._progress())
+                if stop:
+                    return False
+                self._step(feed)
+                if self.done % self.per_epoch == 0:
+                    self.hooks.epoch_ended(self.stats.averaged(self.per_epoch))
+                    self.stats = EpochStats(self.epoch, step=self.done)
+                    self.engine.model.train()
         return True
+
+    def _feed(self) -> Feed:
+        job = self.job
+        recipe = Recipe(
+            rows=job.rows,
+            batch_size=job.settings.batch_size,
+            seed=job.seed,
+            pad_id=job.pad_id,
+            ranks=self.ranks,
+            lockstep=self.engine.lockstep,
+            packed=job.packed,
+        )
+        return Feed(recipe, job.device, self.total)
 
     def _progress(self) -> Progress:
         return Progress(self.done, self.stats if self.stats.rows else None)
 
-    def _step(self) -> None:
-        job, epoch, step = self.job, self.epoch, self.done % self.per_epoch
-        chosen = global_batch(len(job.rows), job.settings.batch_size, job.seed, epoch, step)
-        chosen.sort(key=lambda index: -len(job.rows[index].ids))
-        batch = [job.rows[index] for index in chosen]
-        supervised = sum(row.supervised for row in batch)
-        loss, norm = self._update(chosen, supervised)
+    def _step(self, feed: Feed) -> None:
+        rows, loss, norm = self._update(feed)
         self.stats = replace(
             self.stats,
             step=self.stats.step + 1,
             loss=self.stats.loss + loss,
-            last_loss=loss / supervised,
+            last_loss=loss / rows.supervised,
             grad_norm=self.stats.grad_norm + norm,
-            tokens=self.stats.tokens + sum(len(row.ids) for row in batch),
-            supervised_tokens=self.stats.supervised_tokens + supervised,
-            rows=self.stats.rows + len(batch),
+            tokens=self.stats.tokens + rows.tokens,
+            supervised_tokens=self.stats.supervised_tokens + rows.supervised,
+            rows=self.stats.rows + rows.rows,
         )
         self.done += 1
 
-    def _update(self, chosen: list[int], supervised: int) -> tuple[float, float]:
-        """One optimiser step on the rows `chosen`, longest first; (summed loss in nats, gradient norm).
+    def _update(self, feed: Feed) -> tuple[StepRows, float, float]:
+        """One optimiser step: its rows, their summed loss in nats, and the gradient's norm.
 
         Out of memory anywhere in it halves the token budget and repeats it with the same rows. Ranks decide that
         together after backward; where they already met in a collective, what one of them lacks stops the trial.
         """
         rate = learning_rate_at(self.job.settings, self.done, self.total)
         while True:
+            rows = feed.take(self.done, self.budget)
             mine: torch.OutOfMemoryError | None = None
             loss = 0.0
             self.engine.zero_grad()
             try:
-                loss = self._accumulate(chosen, supervised)
+                loss = self._accumulate(rows)
                 if self.ranks.count == 1:
-                    return loss, self._finish(loss, rate)
+                    return rows, loss, self._finish(loss, rate)
             except torch.OutOfMemoryError as error:
                 if self.engine.lockstep and self.ranks.count > 1:
                     raise MemoryFloorError(f"{error}; with ZeRO set a smaller training.token_budget") from error
                 mine = error.with_traceback(None)  # its frames hold the activations
             lost, loss = self.ranks.sum([float(mine is not None), loss], self.job.device)
             if not lost:
-                return loss, self._finish(loss, rate)
-            self._halve(len(self.job.rows[chosen[0]].ids), mine)
+                return rows, loss, self._finish(loss, rate)
+            self._halve(rows.longest, mine)
 
     def _finish(self, loss: float, rate: float) -> float:
         """Check, clip and step; the norm of the gradient. Nothing that is not finite reaches the weights."""
@@ -226,41 +239,23 @@ class _Training:
         if self.job.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _accumulate(self, chosen: list[int], supervised: int) -> float:
+    def _accumulate(self, rows: StepRows) -> float:
         """Add the gradients of this rank's rows; returns their summed loss in nats."""
-        job, device = self.job, self.job.device
         # For what of a base's own is random; ours belongs to rows. A resumed trial must not depend on this process.
-        torch.manual_seed(hash((job.seed, self.done, self.ranks.rank)) % (1 << 63))
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        for part, counts in self._parts(chosen):
-            rows = [job.rows[index] for index in part]
-            with self._noise(part, rows):
-                with self._autocast():
-                    loss = summed_loss(self.engine.model, self._on_device(rows), not self.engine.lockstep) * counts
-                self.engine.backward(loss / supervised)
-            total += loss.detach()
+        torch.manual_seed(hash((self.job.seed, self.done, self.ranks.rank)) % (1 << 63))
+        total = torch.zeros((), dtype=torch.float64, device=self.job.device)
+        for part in rows.parts:
+            total += self._backward(part, rows.supervised)
         return float(total)
 
-    def _parts(self, chosen: list[int]) -> list[tuple[list[int], float]]:
-        """This rank's micro-batches of row indices, with 1; or with 0 for one that only keeps step with the others."""
-        shares = [chosen[rank :: self.ranks.count] for rank in range(self.ranks.count)]
-        lengths = [[len(self.job.rows[index].ids) for index in share] for share in shares]
-        own = shares[self.ranks.rank]
-        parts = [([own[place] for place in part], 1.0) for part in cut(lengths[self.ranks.rank], self.budget)]
-        if self.engine.lockstep:
-            rounds = max(len(cut(share, self.budget)) for share in lengths)
-            parts += [(chosen[-1:], 0.0)] * (rounds - len(parts))
-        return parts
-
-    def _noise(self, indices: list[int], rows: list[TokenisedRow]) -> AbstractContextManager[None]:
-        if self.job.noise is None:
-            return nullcontext()
-        keys = [row_key(self.job.seed, self.done, index) for index in indices]
-        return self.job.noise.rows(keys, [len(row.ids) for row in rows])
-
-    def _on_device(self, rows: list[TokenisedRow]) -> MicroBatch:
-        return pad_rows(rows, self.job.pad_id).to(self.job.device)
-
-    def _autocast(self) -> torch.autocast:
-        enabled = self.job.settings.dtype == "bfloat16"
-        return torch.autocast(self.job.device.type, torch.bfloat16, enabled=enabled)
+    def _backward(self, part: Part, supervised: int) -> torch.Tensor:
+        """Add the gradients of a micro-batch; returns its summed loss."""
+        job = self.job
+        batch = part.batch.to(job.device)
+        keys = [row_key(job.seed, self.done, index) for index in part.rows]
+        autocast = torch.autocast(job.device.type, torch.bfloat16, enabled=job.settings.dtype == "bfloat16")
+        with job.noise.rows(keys, batch) if job.noise is not None else nullcontext():
+            with autocast:
+                loss = summed_loss(self.engine.model, batch, not self.engine.lockstep) * part.weight
+            self.engine.backward(loss / supervised)
+        return loss.detach()

@@ -145,7 +145,7 @@ def _whole(model: Any, batch: MicroBatch) -> torch.Tensor:
 
 
 def _forward(model: Any, batch: MicroBatch) -> torch.Tensor:
-    output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+    output = model(**batch.inputs, use_cache=False)
     logits: torch.Tensor = output.logits
     return logits
 

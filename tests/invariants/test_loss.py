@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from raysft.corpus.batching import pad_rows
+from raysft.corpus.batching import MicroBatch, pack_rows, pad_rows
+from raysft.corpus.tokenize import TokenisedRow
 from raysft.models.noise import RowNoise, row_key
 from raysft.training import loss
 from tests.invariants.tiny_models import FAMILIES, random_rows, tiny_base
@@ -54,12 +55,15 @@ def test_chunks_are_left_alone_where_a_model_does_more_to_its_logits(monkeypatch
 def test_draws_are_uniform_and_belong_to_the_row() -> None:
     noise, like = RowNoise(), torch.empty(3, 50, 400)
     keys = [row_key(0, 7, row) for row in (4, 5, 6)]
-    with noise.rows(keys, [50] * 3):
+    with noise.rows(keys, _batch([50] * 3)):
         together = noise.draws(like, 11)
         other = noise.draws(like, 12)
-    with noise.rows(keys[1:2], [20]):
+    with noise.rows(keys[1:2], _batch([20])):
         alone = noise.draws(torch.empty(1, 20, 400), 11)
+    with noise.rows(keys, _batch([20, 30, 10], packed=True)):
+        packed = noise.draws(torch.empty(1, 60, 400), 11)
     assert torch.equal(alone[0], together[1, :20])
+    assert torch.equal(packed[0], torch.cat([together[0, :20], together[1, :30], together[2, :10]]))
     assert not torch.equal(together, other)
     assert float(together.mean()) == pytest.approx(0.5, abs=4 * math.sqrt(1 / 12 / together.numel()))
     counts = torch.histc(together, bins=20, min=0, max=1)
@@ -68,3 +72,8 @@ def test_draws_are_uniform_and_belong_to_the_row() -> None:
     flat = together.flatten(1) - 0.5
     for lag in (1, 400):  # next channel, next position
         assert abs(float((flat[:, lag:] * flat[:, :-lag]).mean())) < 4 / 12 / math.sqrt(flat.numel())
+
+
+def _batch(lengths: list[int], packed: bool = False) -> MicroBatch:
+    rows = [TokenisedRow.from_token(range(length), 1) for length in lengths]
+    return pack_rows(rows) if packed else pad_rows(rows, 0)

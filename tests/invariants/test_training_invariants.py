@@ -148,7 +148,7 @@ def test_the_losses_are_those_of_a_plain_loop(family: str) -> None:
         optimizer.zero_grad()
         total = 0.0
         for row in rows:
-            ids = torch.tensor([row.ids])
+            ids = torch.tensor([row.ids.tolist()])
             labels = torch.full_like(ids, -100)
             for start, stop in row.spans:
                 labels[0, start:stop] = ids[0, start:stop]
@@ -173,7 +173,7 @@ def test_scoring_some_positions_gives_their_full_logits(family: str) -> None:
     model, batch = tiny_base(family).model.eval(), pad_rows(random_rows(5), 0)
     with torch.no_grad():
         scored = token_log_probabilities(model, batch)
-        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, :-1]
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.tokens.long()).logits[:, :-1]
         every = logits.float().log_softmax(-1).gather(-1, batch.input_ids[:, 1:, None])[..., 0]
     torch.testing.assert_close(scored, every[batch.supervised[:, 1:]], rtol=1e-5, atol=1e-5)
 
@@ -253,7 +253,7 @@ def test_a_base_is_whole_again_after_a_trial(kind: str) -> None:
 def test_measuring_a_merged_lora_leaves_the_base_exact(family: str) -> None:
     tuned = apply_method(tiny_base(family), METHODS["lora"], 0)
     _train_tuned(tuned, _job(epochs=1))
-    ids = torch.tensor([list(random_rows(1)[0].ids)])
+    ids = torch.tensor([random_rows(1)[0].ids.tolist()])
     tuned.model.eval()
     with torch.no_grad():
         adapted = tuned.model(input_ids=ids).logits

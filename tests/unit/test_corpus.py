@@ -174,9 +174,9 @@ def test_a_response_has_the_tokens_that_it_has_in_the_text() -> None:
             return {"input_ids": [[9, *one] for one in ids] if isinstance(text, list) else [9, *ids]}
 
     [row] = tokenise_examples([Example("q", "a")], Marking(None, False), PAPER, 100)
-    assert row.ids.count(9) == 1
+    assert list(row.ids).count(9) == 1
     [(start, stop)] = row.spans
-    assert row.ids[start:stop] == (ord(" "), ord("a"), 2)
+    assert list(row.ids[start:stop]) == [ord(" "), ord("a"), 2]
 
 
 @pytest.mark.parametrize(("bos", "adds_bos", "start"), [(1, True, [1]), (1, False, []), (None, False, [])])
@@ -198,7 +198,7 @@ def test_a_row_without_room_for_a_response_is_refused_by_number() -> None:
 def test_a_row_without_room_for_a_response_is_dropped_and_counted_if_the_spec_says_so() -> None:
     examples = [Example("q" * 50, "a"), Example("q", "a"), Example("q" * 50, "a")]
     rows = tokenise_examples(examples, CharacterTokenizer(1, True), PAPER, 40, "drop")
-    assert (len(rows), rows.kept, rows.dropped) == (1, (1,), 2)
+    assert (len(rows), list(rows.kept), rows.dropped) == (1, [1], 2)
 
 
 def test_a_tokenizer_without_eos_is_refused() -> None:
@@ -232,11 +232,7 @@ def test_an_epoch_takes_every_row_once_in_an_order_of_its_own() -> None:
 def test_micro_batches_hold_every_row_once_under_the_budget(budget: int) -> None:
     rows = [TokenisedRow.from_token(range(10, 10 + length), 1) for length in (3, 9, 4, 7, 7, 2)]
     batches = [pad_rows([rows[index] for index in part], pad_id=0) for part in length_groups(rows, budget)]
-    seen = [
-        tuple(ids[mask.bool()].tolist())
-        for b in batches
-        for ids, mask in zip(b.input_ids, b.attention_mask, strict=True)
-    ]
-    assert sorted(seen) == sorted(row.ids for row in rows)
+    seen = [tuple(ids[mask.bool()].tolist()) for b in batches for ids, mask in zip(b.input_ids, b.tokens, strict=True)]
+    assert sorted(seen) == sorted(tuple(row.ids) for row in rows)
     assert all(batch.input_ids.numel() <= budget or len(batch.input_ids) == 1 for batch in batches)
     assert sum(int(batch.supervised.sum()) for batch in batches) == sum(row.supervised for row in rows)
