@@ -27,7 +27,7 @@ from raysft.corpus.example import Example
 from raysft.corpus.prompt import render_examples
 from raysft.corpus.tokenize import TokenisedRow, tokenise_examples
 from raysft.models.load import BaseCache, pad_id
-from raysft.models.methods import Tuned, apply_method
+from raysft.models.methods import Tuned, apply_method, packs, prepare
 from raysft.spec.grid import Optimisation
 from raysft.spec.sweep import MethodSpec, ModelSpec
 from raysft.store.layout import open_storage
@@ -147,8 +147,10 @@ def needed_flops(model: Any, rows: Sequence[TokenisedRow], method: str) -> float
 
 
 def run_raysft(bench: Bench) -> None:
-    """Our own loop, told its time by the questions that it asks before each step."""
+    """Our own loop, as a trial sets it up, told its time by the questions that it asks before each step."""
     tuned, tokenizer = bench.tuned()
+    packed = packs(tuned.base, "auto", bench.settings.dtype, bench.device)
+    prepare(tuned, activation_checkpointing=False, compiled=False, packed=packed)
     rows = tokenise_examples(bench.examples, tokenizer, TEMPLATE, MAX_LENGTH)
     bench.account(rows, tuned.model)
     outcome = bench.outcome
@@ -174,6 +176,7 @@ def run_raysft(bench: Bench) -> None:
         token_budget=bench.request.token_budget,
         device=bench.device,
         noise=tuned.noise,
+        packed=packed,
     )
     train(DataParallel(tuned.model, tuned.trainable(), bench.settings), job, hooks)
     outcome.at = [*started[1:], bench.now()]

@@ -205,8 +205,9 @@ class _FineTuning:
         )
 
     def _packed(self, tuned: Tuned) -> bool:
-        wanted = self.session.sweep.training.packing
-        return packs(tuned.base, wanted, self.trial.optimisation.dtype, self.session.device)
+        training = self.session.sweep.training
+        dtype, device = self.trial.optimisation.dtype, self.session.device
+        return packs(tuned.base, training.packing, dtype, device, training.compile)
 
     def _commit_divergence(self, error: DivergenceError) -> None:
         """Record it as a result, so that it is known for good: the same trajectory would end there again."""

@@ -136,10 +136,13 @@ def prepare(tuned: Tuned, activation_checkpointing: bool, compiled: bool, packed
             tuned.on_detach(partial(setattr, layer, "_compiled_call_impl", None))
 
 
-def packs(base: Base, wanted: Literal["auto", "on", "off"], dtype: str, device: torch.device) -> bool:
+def packs(
+    base: Base, wanted: Literal["auto", "on", "off"], dtype: str, device: torch.device, compiled: bool = False
+) -> bool:
     """Whether to train on packed rows, by `training.packing`. ValueError if it is on and the base cannot be packed."""
-    has_kernel = device.type == "cuda" and dtype != "float32"
-    if wanted == "off" or (wanted == "auto" and not has_kernel):
+    # Attention row by row pays on a CPU, where kernels are short, unless each number of rows is compiled anew.
+    pays = dtype != "float32" if device.type == "cuda" else device.type == "cpu" and not compiled
+    if wanted == "off" or (wanted == "auto" and not pays):
         return False
     if wanted == "on" and base.why_not_packed:
         raise ValueError(f"training.packing: on, but {base.why_not_packed}; use auto or off")

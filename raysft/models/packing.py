@@ -47,6 +47,8 @@ def why_not_packed(model: Any) -> str | None:
     alone = [_logits(model, [row]) for row in (_row(1), _row(2))]
     undo = pack_attention(model)
     try:
+        _logits(model.train(), [_row(1), _row(2)])  # refuses what only training has: dropout inside attention
+        model.eval()
         together, other = _logits(model, [_row(1), _row(2)]), _logits(model, [_row(3), _row(2)])
     except (ValueError, TypeError, RuntimeError, IndexError) as error:
         return f"it does not take packed rows ({' '.join(str(error).split())})"

@@ -186,8 +186,8 @@ class Training(Frozen):
     token_budget: int = Field(4096, ge=8, description="tokens of a micro-batch, padding counted; not part of any key")
     packing: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="rows end to end instead of padded, attention within each; auto: where the device has a kernel for "
-        "it and the model's numbers stay the same; not part of any key",
+        description="rows end to end instead of padded, attention within each; auto: where it pays and the "
+        "model's numbers stay the same; not part of any key",
     )
     activation_checkpointing: bool = Field(
         False, description="compute activations again in backward: less memory, a third more work; not part of any key"

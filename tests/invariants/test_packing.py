@@ -44,17 +44,19 @@ COMMON: dict[str, Any] = {
     "eos_token_id": 2,
 }
 GATED = {**COMMON, "intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 64}
+LEARNED: dict[str, Any] = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 PACKABLE = {
     "llama": LlamaConfig(**GATED),
     "qwen2": Qwen2Config(**GATED),
     "olmo": OlmoConfig(**GATED),
     "phi3": Phi3Config(**GATED),
     "mistral, window of 4": MistralConfig(**GATED, sliding_window=4),
-    "gpt2, learned positions": GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+    "gpt2, learned positions": GPT2Config(**LEARNED, attn_pdrop=0.0),
 }
 REFUSED = {
     "convolutions": (Lfm2Config(**GATED, layer_types=["conv", "full_attention", "conv"]), "neighbours"),
     "recurrent states": (MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2), "attention is|neigh"),
+    "dropout inside attention": (GPT2Config(**LEARNED), "packed attention has no dropout"),
     "ALiBi": (BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4), "attention is|does not take"),
 }
 METHODS = {
@@ -100,6 +102,24 @@ def test_what_would_leak_is_refused_with_the_reason(name: str) -> None:
         packs(base, "on", "float32", CPU)
     assert model.config._attn_implementation == implementation
     assert not packs(base, "auto", "bfloat16", torch.device("cuda"))
+    assert not packs(base, "auto", "float32", CPU)
+    assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("wanted", "dtype", "device", "compiled", "packed"),
+    [
+        ("auto", "float32", "cpu", False, True),
+        ("auto", "bfloat16", "cpu", True, False),
+        ("auto", "bfloat16", "cuda", True, True),
+        ("auto", "float32", "cuda", False, False),
+        ("auto", "float32", "mps", False, False),
+        ("off", "bfloat16", "cuda", False, False),
+        ("on", "float32", "cuda", True, True),
+    ],
+)
+def test_auto_packs_where_it_pays(wanted: Any, dtype: str, device: str, compiled: bool, packed: bool) -> None:
+    assert packs(tiny_base("llama"), wanted, dtype, torch.device(device), compiled) == packed
 
 
 def test_soft_caps_are_refused() -> None:
