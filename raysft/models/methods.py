@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from raysft.models.layers import layer_count, layer_index
 from raysft.models.load import Base
@@ -131,7 +132,7 @@ def prepare(tuned: Tuned, activation_checkpointing: bool, compiled: bool, packed
         model.gradient_checkpointing_enable({"use_reentrant": False})
         tuned.on_detach(model.gradient_checkpointing_disable)
     if compiled:
-        for layer in model.get_decoder().layers:
+        for layer in [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]:
             layer.compile(dynamic=True)
             tuned.on_detach(partial(setattr, layer, "_compiled_call_impl", None))
 

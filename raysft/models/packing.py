@@ -10,7 +10,8 @@ positions in their own way. Rather than keep a list, `why_not_packed` asks the m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,8 +48,8 @@ def why_not_packed(model: Any) -> str | None:
     alone = [_logits(model, [row]) for row in (_row(1), _row(2))]
     undo = pack_attention(model)
     try:
-        _logits(model.train(), [_row(1), _row(2)])  # refuses what only training has: dropout inside attention
-        model.eval()
+        with _attention_in_training(model):  # refuses what only training has: dropout inside attention
+            _logits(model, [_row(1), _row(2)])
         together, other = _logits(model, [_row(1), _row(2)]), _logits(model, [_row(3), _row(2)])
     except (ValueError, TypeError, RuntimeError, IndexError) as error:
         return f"it does not take packed rows ({' '.join(str(error).split())})"
@@ -62,6 +63,19 @@ def why_not_packed(model: Any) -> str | None:
     if float((torch.cat(alone) - together).abs().max()) > _tolerance(model, _DIFFERENCE) * scale:
         return "packed rows would not be what they are alone"
     return None
+
+
+@contextmanager
+def _attention_in_training(model: Any) -> Iterator[None]:
+    """Inside, attention takes itself to be training, and nothing else does: row noise would ask for its rows."""
+    modules = [module for module in model.modules() if type(module).__name__.endswith("Attention")]
+    for module in modules:
+        module.training = True
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.training = False
 
 
 def _tolerance(model: Any, in_fp32: float) -> float:

@@ -192,7 +192,9 @@ class Training(Frozen):
     activation_checkpointing: bool = Field(
         False, description="compute activations again in backward: less memory, a third more work; not part of any key"
     )
-    compile: bool = Field(False, description="torch.compile the model; pays on long GPU trials; not part of any key")
+    compile: bool = Field(
+        False, description="torch.compile each layer, a minute or more at the start; not part of any key"
+    )
 
 
 SPEED_ONLY = {"token_budget", "packing", "activation_checkpointing", "compile"}

@@ -134,6 +134,7 @@ def test_a_packed_training_is_the_padded_one(kind: str, checkpointing: bool) -> 
 
     def trained(packed: bool) -> tuple[list[EpochStats], dict[str, torch.Tensor]]:
         tuned = apply_method(tiny_base("llama"), METHODS[kind], 0)
+        assert packs(tuned.base, "on", "float32", CPU)  # with noise on the model, as a trial asks
         prepare(tuned, checkpointing, compiled=False, packed=packed)
         job = Job(random_rows(20), optimisation(), 0, 2, 0, 64, CPU)
         history: list[EpochStats] = []
