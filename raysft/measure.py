@@ -36,19 +36,17 @@ class Report:
 
 
 class Bench:
-    """Commits the results of one unit's works and keeps its report."""
+    """Commits the results of one unit's works and keeps its report. `gpus` are those that the unit holds."""
 
-    def __init__(self, session: Session, report: Report) -> None:
+    def __init__(self, session: Session, report: Report, gpus: float) -> None:
         self.session = session
         self.report = report
+        self.gpus = gpus if session.device.type == "cuda" else 0.0
 
     def commit(self, work: Work, table: pa.Table, seconds: float) -> None:
-        """Commit a result; its GPU seconds are wall seconds times the GPUs that the trial holds."""
-        resources = self.session.sweep.resources
-        gpu_s = seconds * resources.workers * resources.gpus_per_worker if self.session.device.type == "cuda" else 0.0
-        done = commit_result(
-            self.session.storage, work.stage, work.key, table, work.subject.as_row(), Cost(seconds, gpu_s)
-        )
+        """Commit a result; its GPU seconds are wall seconds times the GPUs that the unit holds."""
+        cost = Cost(seconds, seconds * self.gpus)
+        done = commit_result(self.session.storage, work.stage, work.key, table, work.subject.as_row(), cost)
         self.report.committed += done
         self.report.add_seconds(work.stage, seconds)
 

@@ -143,15 +143,15 @@ def _trials(plan: Plan, training: dict[str, list[dict[str, Any]]], failures: pa.
     """One row for each base model and each fine-tuning."""
     open_failures = [row for row in failures.to_pylist() if not row["resolved"]]
     failed = {(row["stage"], row["key"]) for row in open_failures}
-    geometry: dict[tuple[str, str | None], list[Work]] = {}
-    for work in plan.geometry:
-        if work.stage == "intrinsic_dimension":
-            geometry.setdefault((work.subject.model, work.subject.trial), []).append(work)
+    measured_apart: dict[tuple[str, str | None], list[Work]] = {}
+    for work in [*(work for unit in plan.units if unit.kind == "checkpoint" for work in unit.works), *plan.geometry]:
+        if work.stage != "embed":
+            measured_apart.setdefault((work.subject.model, work.subject.trial), []).append(work)
     rows = []
     for unit in plan.units:
-        if unit.kind == "pretrain":
+        if unit.kind in ("pretrain", "checkpoint"):
             continue
-        works = [*unit.works, *geometry.get((unit.model, unit.subject.trial), [])]
+        works = [*unit.works, *measured_apart.get((unit.model, unit.subject.trial), [])]
         ended = plan.diverged.get(unit.key)
         state = _state(filter(plan.can_be_had, works), plan.is_done, failed)
         if state == "done" and ended is not None:

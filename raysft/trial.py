@@ -9,14 +9,14 @@ a long one loses that much.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 
 from raysft.measure import Bench, Report, measure_base, measure_checkpoint
-from raysft.models.load import Base, load_folder
+from raysft.models.load import load_folder
 from raysft.models.methods import Tuned, apply_method, packs, prepare
 from raysft.models.micro import pretrain
 from raysft.session import Session
@@ -24,7 +24,7 @@ from raysft.spec.grid import Trial
 from raysft.spec.plan import Unit, Work, divergence_work
 from raysft.spec.size import kept_epochs
 from raysft.store.checkpoints import delete_folder, is_complete, local_folder, sound_folder, write_folder
-from raysft.store.layout import checkpoint_folder, model_folder
+from raysft.store.layout import StorageError, checkpoint_folder, model_folder
 from raysft.store.results import result_path
 from raysft.store.schema import DIVERGENCE, PRETRAIN, TRAINING
 from raysft.training.loop import DivergenceError, EpochStats, Hooks, Job, Progress, train
@@ -41,20 +41,26 @@ def run_unit(
     session: Session,
     unit: Unit,
     works: Sequence[Work],
+    epochs_apart: Collection[int] = (),
     ranks: Ranks = ALONE,
     progress: Told = lambda _: None,
 ) -> Report:
-    """Do the missing `works` of a unit. Failures are recorded in the storage and in the report, not raised."""
+    """Do the missing `works` of a unit. Failures are recorded in the storage and in the report, not raised.
+
+    `epochs_apart`: those at whose end a training leaves a checkpoint for another unit to measure.
+    """
     report = Report()
-    bench = Bench(session, report)
+    bench = Bench(session, report, unit.shape.size[0])
     try:
         if unit.kind == "pretrain":
             _pretrain(bench, unit, works, progress)
         elif unit.kind == "base":
             measure_base(bench, works, session.base(unit.model))
+        elif unit.kind == "checkpoint":
+            _measure_checkpoint(bench, unit, works)
         else:
             assert unit.trial is not None
-            _FineTuning(bench, unit.trial, works, ranks, progress).run()
+            _FineTuning(bench, unit.trial, works, epochs_apart, ranks, progress).run()
     except Exception as error:  # whatever stopped it, it is recorded under what it was to make
         session.bases.drop()
         bench.fail(_first_missing(session, works), error)
@@ -95,70 +101,84 @@ def _pretrain(bench: Bench, unit: Unit, works: Sequence[Work], progress: Told) -
     bench.commit(works[0], table, time.perf_counter() - started)
 
 
+def _measure_checkpoint(bench: Bench, unit: Unit, works: Sequence[Work]) -> None:
+    """Measure a checkpoint that other processes trained, and delete it if it was written only for that."""
+    assert unit.trial is not None
+    session, name = bench.session, checkpoint_folder(*unit.weights)
+    folder = sound_folder(session.storage, name)
+    if folder is None:
+        raise StorageError(f"{name}: damaged or not there; run again to train it again")
+    _measure_stored(bench, works, unit.trial, folder)
+    is_kept = unit.epoch in kept_epochs(unit.trial, session.sweep.checkpoints.keep)
+    if not is_kept and all(session.storage.exists(result_path(work.stage, work.key)) for work in works):
+        delete_folder(session.storage, name)
+
+
+def _measure_stored(bench: Bench, works: Sequence[Work], trial: Trial, folder: Path) -> None:
+    session = bench.session
+    base = session.base(trial.model, trial.optimisation.dtype)
+    tuned = apply_method(base, session.sweep.method(trial.method), trial.seed)
+    try:
+        tuned.load(folder)
+        measure_checkpoint(bench, works, tuned)
+    finally:
+        tuned.detach()
+
+
 class _FineTuning:
-    """One trial: what of it is in the storage decides where it starts and which epochs it measures.
+    """One trial: what of it is in the storage decides where it starts and which epochs it measures."""
 
-    With the whole model on every rank an epoch is measured while the model is in memory. ZeRO moves the weights into
-    buffers of its own, so there each epoch is measured from its checkpoint, after the training.
-    """
-
-    def __init__(self, bench: Bench, trial: Trial, works: Sequence[Work], ranks: Ranks, progress: Told) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        trial: Trial,
+        works: Sequence[Work],
+        epochs_apart: Collection[int],
+        ranks: Ranks,
+        progress: Told,
+    ) -> None:
         self.bench = bench
         self.session = bench.session
         self.storage = bench.session.storage
         self.trial = trial
         self.ranks = ranks
         self.progress = progress
-        self.resources = self.session.sweep.resources
+        self.resources = self.session.sweep.resources_of(trial.model, trial.method)
         self.train_work = next((work for work in works if work.stage == "train"), None)
         self.measures: dict[int, list[Work]] = {}
         for work in works:
             if work.stage != "train":
                 self.measures.setdefault(work.subject.epoch or 0, []).append(work)
-        self.kept = kept_epochs(trial, self.session.sweep.checkpoints.keep)
+        waited_for = [epoch for epoch in epochs_apart if not is_complete(self.storage, self._folder(epoch))]
+        self.kept = kept_epochs(trial, self.session.sweep.checkpoints.keep) | set(waited_for)
+        self.first_needed = min([*self.measures, *waited_for], default=trial.epochs + 1)
         self.resume = ResumeStates(
             self.storage, trial.key, ranks, self.session.device, sharded=self.resources.strategy != "ddp"
         )
 
     def run(self) -> None:
-        base = self.session.base(self.trial.model, self.trial.optimisation.dtype)
-        self._measure_stored(base)
+        for epoch in sorted(self.measures):  # nothing is trained for those whose checkpoints are complete
+            folder = sound_folder(self.storage, self._folder(epoch))
+            if folder is not None:
+                _measure_stored(self.bench, self.measures.pop(epoch), self.trial, folder)
         if self.train_work is None and not self.measures:
             return
+        base = self.session.base(self.trial.model, self.trial.optimisation.dtype)
         tuned = apply_method(base, self.session.sweep.method(self.trial.method), self.trial.seed)
-        if self.resources.strategy == "ddp":
-            try:
-                self._train(tuned)
-            finally:
-                tuned.detach()
-            return
         try:
             self._train(tuned)
         finally:
-            self.session.bases.drop()  # DeepSpeed took its weights apart
-        del base, tuned  # the memory is wanted for the base that is loaded now
-        self._measure_stored(self.session.base(self.trial.model, self.trial.optimisation.dtype))
-        self._forget_unkept()
+            if self.resources.strategy == "ddp":
+                tuned.detach()
+            else:
+                self.session.bases.drop()  # DeepSpeed took its weights apart
 
-    def _measure_stored(self, base: Base) -> None:
-        """Measure the epochs whose checkpoints are complete: nothing is trained for those."""
-        for epoch in sorted(self.measures):
-            folder = sound_folder(self.storage, checkpoint_folder(self.trial.key, epoch))
-            if folder is None:
-                continue
-            works = self.measures.pop(epoch)
-            if self.ranks.is_first:
-                tuned = apply_method(base, self.session.sweep.method(self.trial.method), self.trial.seed)
-                try:
-                    tuned.load(folder)
-                    measure_checkpoint(self.bench, works, tuned)
-                finally:
-                    tuned.detach()
-        self.ranks.wait()
+    def _folder(self, epoch: int) -> str:
+        return checkpoint_folder(self.trial.key, epoch)
 
     def _train(self, tuned: Tuned) -> None:
         """Train from the newest state that serves, and commit what came of it: an end or a divergence."""
-        state = self.resume.newest(before=min(self.measures, default=self.trial.epochs + 1))
+        state = self.resume.newest(before=self.first_needed)
         if state is not None:
             tuned.load(state.first)
         engine = self._engine(tuned)
@@ -218,13 +238,6 @@ class _FineTuning:
             self.bench.commit(work, pa.Table.from_pylist([row], schema=DIVERGENCE), 0.0)
             self.bench.fail(work, error)
 
-    def _forget_unkept(self) -> None:
-        """Delete the checkpoints that were written only to be measured from."""
-        if self.ranks.is_first:
-            for epoch in set(self.trial.measured) - self.kept:
-                if is_complete(self.storage, checkpoint_folder(self.trial.key, epoch)):
-                    delete_folder(self.storage, checkpoint_folder(self.trial.key, epoch))
-
 
 class _Run:
     """What happens between the epochs and steps of one training: checkpoints, measurements, states to resume from."""
@@ -245,13 +258,11 @@ class _Run:
         self.train_s += time.perf_counter() - self.started
         self.history.append(stats)
         owner.progress(f"epoch {epoch}/{owner.trial.epochs}, loss {stats.loss:.3f}")
-        in_place = owner.resources.strategy == "ddp"
-        if epoch in owner.kept or (not in_place and epoch in owner.measures):
+        if epoch in owner.kept:
             self._write_checkpoint(epoch)
-        if in_place:
-            works = owner.measures.pop(epoch, [])
-            if works and owner.ranks.is_first:
-                measure_checkpoint(owner.bench, works, self.tuned)
+        works = owner.measures.pop(epoch, [])
+        if works:
+            measure_checkpoint(owner.bench, works, self.tuned)
         owner.ranks.wait()
         self.started = time.perf_counter()
 

@@ -36,7 +36,8 @@ from raysft.probes.intrinsic_dimension import intrinsic_dimension
 from raysft.session import Session, pick_device
 from raysft.spec.grid import Trial
 from raysft.spec.plan import Plan, Work, text_count
-from raysft.spec.sweep import Resources, Sweep
+from raysft.spec.resources import Shape
+from raysft.spec.sweep import Sweep
 from raysft.spec.templates import Template
 from raysft.store.checkpoints import (
     delete_folder,
@@ -182,7 +183,7 @@ def _write_states(
     probe = sweep.probes.intrinsic_dimension
     assert probe is not None
     jobs = [subject.job for subject in subjects]
-    actors, resources = _actors(sweep.resources)
+    actors, resources = _actors(sweep.resources.measuring_shape)
     ray.data.from_arrow([subject.texts for subject in subjects]).map_batches(
         Embedder,
         fn_constructor_kwargs={"sweep": sweep, "jobs": jobs, "shape": shape},
@@ -193,17 +194,19 @@ def _write_states(
     ).write_parquet(storage.path(staging), filesystem=storage.filesystem, partition_cols=["key"])
 
 
-def _actors(resources: Resources) -> tuple[int, dict[str, float]]:
+def _actors(each: Shape) -> tuple[int, dict[str, Any]]:
     """(number of actors, what each holds). Half a CPU at least stays free for the tasks that write, or the stream
     would wait for itself. On one machine no actor is restarted, since what kills one there kills all."""
     have = ray.cluster_resources()
-    restarts = {} if len(ray.nodes()) > 1 else {"max_restarts": 0, "max_task_retries": 0}
+    others: dict[str, Any] = {} if len(ray.nodes()) > 1 else {"max_restarts": 0, "max_task_retries": 0}
+    if each.labels:
+        others["label_selector"] = dict(each.labels)
     free = have.get("CPU", 1.0)
-    if resources.gpus_per_worker > 0:
-        gpus = min(1.0, resources.gpus_per_worker)
-        return max(1, int(have.get("GPU", 0.0) / gpus)), {"num_gpus": gpus, "num_cpus": 0, **restarts}
-    cpus = min(resources.cpus_per_worker, max(0.5, free - 1))
-    return max(1, int((free - 0.5) / cpus)) if cpus <= free - 1 else 1, {"num_cpus": cpus, **restarts}
+    if each.gpus > 0:
+        gpus = min(1.0, each.gpus)
+        return max(1, int(have.get("GPU", 0.0) / gpus)), {"num_gpus": gpus, "num_cpus": 0, **others}
+    cpus = min(each.cpus, max(0.5, free - 1))
+    return max(1, int((free - 0.5) / cpus)) if cpus <= free - 1 else 1, {"num_cpus": cpus, **others}
 
 
 def _publish(storage: Storage, staging: str, subject: Subject, shape: tuple[int, int], seconds: float) -> None:
@@ -226,7 +229,7 @@ class Embedder:
     """Ray Data actor: holds one model, and takes on another when a batch of the next subject comes."""
 
     def __init__(self, sweep: Sweep, jobs: Iterable[EmbedJob], shape: tuple[int, int]) -> None:
-        torch.set_num_threads(max(1, int(sweep.resources.cpus_per_worker)))
+        torch.set_num_threads(max(1, int(sweep.resources.measuring_shape.cpus)))
         self.session = Session(sweep, pick_device())
         self.jobs = {job.key: job for job in jobs}
         self.type = pa.fixed_shape_tensor(pa.float32(), shape)

@@ -1,48 +1,71 @@
-"""The order of a sweep's units, as a Tune search algorithm: the next unit that can start."""
+"""The order of a sweep's units, as a Tune search algorithm: the next unit that can start and may."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ray.tune.search import Searcher
 
+from raysft.cluster.admission import Admission
 from raysft.spec.plan import Unit
+
+_LOOK_EVERY_S = 2.0  # at the storage, for checkpoints that were committed
+
+_FIRST = {"pretrain": 0, "checkpoint": 1}
 
 
 class ReadyQueue(Searcher):
-    """Hands out units in the order of the plan, so that trials of one base run next to each other.
+    """Hands out units in their order, each once it is ready and `admission` has room for it.
 
-    A unit whose base model is still being pretrained waits; if that failed, it is dropped and listed in `blocked`.
+    The order: base models are pretrained first, since all else waits for them; checkpoints are measured as soon as they
+    are there; then the largest units come first, and of the same size trials of one base are next to each other.
+
+    A unit whose base model is still being pretrained waits; if that failed, it is dropped and listed in `blocked`. One
+    that measures a checkpoint waits until the training has committed it (`is_stored`, which looks at the storage); if
+    the training ended without it, it is dropped, and the record of the training says why.
     """
 
-    def __init__(self, units: Iterable[Unit]) -> None:
+    def __init__(self, units: Iterable[Unit], admission: Admission, is_stored: Callable[[Unit], bool]) -> None:
         super().__init__(metric="committed", mode="max")
-        self._waiting = deque(units)
+        ordered = sorted(units, key=lambda unit: (_FIRST.get(unit.kind, 2), [-amount for amount in unit.shape.size]))
+        self._waiting = {unit.key: unit for unit in ordered}
+        self._admission = admission
+        self._is_stored = is_stored
+        self._stored: set[str] = set()
+        self._looked_at = float("-inf")
         self._running: dict[str, Unit] = {}
-        self._unmade = {unit.model for unit in self._waiting if unit.kind == "pretrain"}
+        self._unmade = {unit.model for unit in ordered if unit.kind == "pretrain"}
+        self._untrained = {unit.key for unit in ordered if unit.kind == "fine_tune"}
         self._failed: set[str] = set()
         self.blocked: list[Unit] = []
 
     def suggest(self, trial_id: str) -> dict[str, str] | str | None:
-        """Configuration of the next unit; None while every waiting unit's base is in the making."""
+        """Configuration of the next unit; None while none is ready or fits."""
         self._drop_blocked()
+        self._look_for_checkpoints()
         if not self._waiting:
             return str(Searcher.FINISHED)
-        for unit in self._waiting:
-            if unit.kind == "pretrain" or unit.model not in self._unmade:
-                self._waiting.remove(unit)
-                self._running[trial_id] = unit
-                return {"unit": unit.key}
-        return None
+        ready = ((key, unit.shape) for key, unit in self._waiting.items() if self._is_ready(unit))
+        chosen = self._admission.choose(ready)
+        if chosen is None:
+            return None
+        self._running[trial_id] = self._waiting.pop(chosen)
+        return {"unit": chosen}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         unit = self._running.pop(trial_id, None)
-        if unit is not None and unit.kind == "pretrain":
+        if unit is None:
+            return
+        self._admission.ended(unit.key)
+        if unit.kind == "pretrain":
             self._unmade.discard(unit.model)
             if error or not result or result["failures"]:
                 self._failed.add(unit.model)
+        if unit.kind == "fine_tune":
+            self._untrained.discard(unit.key)
+            self._looked_at = float("-inf")
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: an interrupted sweep is planned anew from its storage."""
@@ -50,7 +73,32 @@ class ReadyQueue(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing, as `save`."""
 
+    def _is_ready(self, unit: Unit) -> bool:
+        if unit.kind == "checkpoint":
+            return unit.key in self._stored
+        return unit.kind == "pretrain" or unit.model not in self._unmade
+
+    def _look_for_checkpoints(self) -> None:
+        """Find out which checkpoints came, and drop those that will not."""
+        if time.monotonic() - self._looked_at < _LOOK_EVERY_S:
+            return
+        started = {unit.key for unit in self._running.values()}
+        for key, unit in list(self._waiting.items()):
+            if unit.kind != "checkpoint" or key in self._stored:
+                continue
+            trial, _ = unit.weights
+            is_training = trial in started
+            if trial in self._untrained and not is_training:
+                continue  # it has not begun
+            if self._is_stored(unit):
+                self._stored.add(key)
+            elif not is_training:
+                del self._waiting[key]
+        self._looked_at = time.monotonic()
+
     def _drop_blocked(self) -> None:
-        if self._failed:
-            self.blocked += [unit for unit in self._waiting if unit.model in self._failed]
-            self._waiting = deque(unit for unit in self._waiting if unit.model not in self._failed)
+        if not self._failed:
+            return
+        lost = [key for key, unit in self._waiting.items() if unit.model in self._failed]
+        self.blocked += [self._waiting.pop(key) for key in lost]
+        self._failed.clear()

@@ -1,4 +1,4 @@
-"""The driver of a sweep: plans, runs what is missing as Tune trials, then streams the geometry.
+"""The driver of a sweep: runs what the plan misses as Tune trials.
 
 Protocol. The plan is made from the storage each time; Tune's own state is thrown away. A unit that fails records its
 failure in the storage and the sweep goes on; a process that dies is restarted by Tune up to `resources.max_retries`
@@ -10,17 +10,20 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ray import tune
 from ray.tune import Callback, FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
 
-from raysft.cluster.connect import trials_at_once
+from raysft.cluster.admission import Admission
+from raysft.cluster.connect import cluster_nodes, refuse_what_fits_nowhere
 from raysft.cluster.queue import ReadyQueue
-from raysft.cluster.trainable import UnitTrainable
+from raysft.cluster.trainable import Task, UnitTrainable
 from raysft.spec.plan import Plan, Unit
-from raysft.spec.sweep import Resources
-from raysft.store.layout import Storage
+from raysft.spec.resources import Labels, Shape
+from raysft.store.checkpoints import is_complete
+from raysft.store.layout import Storage, checkpoint_folder
 from raysft.store.results import record_failure
 
 
@@ -64,49 +67,57 @@ def run_sweep(plan: Plan, storage: Storage, watch: Watcher = lambda _: None) -> 
     outcome = SweepOutcome()
     if not units:
         return outcome
-    queue = ReadyQueue(units)
-    by_key = {unit.key: (unit, plan.missing_works(unit)) for unit in units}
+    nodes = cluster_nodes()
+    refuse_what_fits_nowhere(units, nodes)
+    queue = ReadyQueue(units, Admission(nodes), partial(_is_stored, storage))
+    apart = plan.epochs_apart()
+    by_key = {unit.key: Task(unit, plan.missing_works(unit), frozenset(apart.get(unit.key, ()))) for unit in units}
+    driver_labels, shapes = plan.sweep.resources.driver_labels, {unit.key: unit.shape for unit in units}
     trainable = tune.with_resources(
-        tune.with_parameters(UnitTrainable, sweep=plan.sweep, units=by_key), _bundles(plan.sweep.resources)
+        tune.with_parameters(UnitTrainable, sweep=plan.sweep, tasks=by_key),
+        lambda config: _bundles(shapes[config["unit"]], driver_labels),
     )
     with tempfile.TemporaryDirectory() as scratch:
         Tuner(
             trainable,
-            tune_config=TuneConfig(
-                search_alg=queue,
-                num_samples=len(units),
-                max_concurrent_trials=trials_at_once(plan.sweep.resources),
-                reuse_actors=True,
-            ),
+            tune_config=TuneConfig(search_alg=queue, num_samples=len(units), reuse_actors=True),
             run_config=RunConfig(
                 storage_path=scratch,
                 name=plan.sweep.name,
                 verbose=0,
                 failure_config=FailureConfig(max_failures=plan.sweep.resources.max_retries),
-                callbacks=[_Watch({key: unit for key, (unit, _) in by_key.items()}, outcome, watch)],
+                callbacks=[_Watch({unit.key: unit for unit in units}, outcome, watch)],
             ),
         ).fit()
     outcome.blocked = queue.blocked
     for unit in queue.blocked:
         error = RuntimeError(f"its base model {unit.model} could not be pretrained")
-        work = by_key[unit.key][1][0]
+        work = by_key[unit.key].works[0]
         record_failure(storage, work.stage, work.key, error, work.subject.as_row())
     for unit in outcome.died:
         error = RuntimeError("its process died, see the logs of the Ray session")
-        work = by_key[unit.key][1][0]
+        work = by_key[unit.key].works[0]
         record_failure(storage, work.stage, work.key, error, work.subject.as_row())
     return outcome
 
 
-def _bundles(resources: Resources) -> PlacementGroupFactory:
+def _is_stored(storage: Storage, unit: Unit) -> bool:
+    """Whether the checkpoint that a unit measures is complete."""
+    return is_complete(storage, checkpoint_folder(*unit.weights))
+
+
+def _bundles(shape: Shape, driver_labels: Labels) -> PlacementGroupFactory:
     """What a trial's own process holds: its one worker's resources; next to nothing where a worker group holds them.
 
     A bundle must hold something, and a CPU here would be reserved twice, so the waiting process asks for one byte.
     """
-    if resources.workers > 1:
-        return PlacementGroupFactory([{"memory": 1}])
-    bundle = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    return PlacementGroupFactory([{kind: amount for kind, amount in bundle.items() if amount}])
+    if shape.workers > 1:
+        return _placed({"memory": 1}, driver_labels)
+    return _placed(shape.bundle(), dict(shape.labels))
+
+
+def _placed(bundle: dict[str, float], labels: Labels) -> PlacementGroupFactory:
+    return PlacementGroupFactory([bundle], **({"bundle_label_selector": [labels]} if labels else {}))
 
 
 class _Watch(Callback):

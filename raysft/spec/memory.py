@@ -74,12 +74,16 @@ class StepMemory:
 
 @dataclass(frozen=True)
 class Need:
-    """What the training steps of a base model and method need of a worker, at most, and the trials they are of."""
+    """What the training steps of a base model and method need of a worker, at most, and the trials they are of.
+
+    `offered` are the bytes that its worker has; infinite where `resources` does not say.
+    """
 
     model: str
     method: str
     trials: int
     memory: StepMemory
+    offered: float
 
     @property
     def bytes(self) -> float:
@@ -113,33 +117,38 @@ def memory_needs(sweep: Sweep, trials: Iterable[Trial]) -> list[Need]:
         case = (*pair, _largest_step(sweep, trial))
         if case not in known:
             known[case] = step_memory(shape, sweep.method(trial.method), case[-1])
-        so_far = needs.get(pair, Need(*pair, 0, known[case]))
+        offered = (sweep.resources_of(*pair).memory_per_worker or math.inf) * GB
+        so_far = needs.get(pair, Need(*pair, 0, known[case], offered))
         larger = max(so_far.memory, known[case], key=lambda memory: memory.peak)
-        needs[pair] = Need(*pair, so_far.trials + 1, larger)
+        needs[pair] = Need(*pair, so_far.trials + 1, larger, offered)
     return list(needs.values())
 
 
 def too_large(sweep: Sweep, trials: Iterable[Trial]) -> list[str]:
-    """Lines that name each need above `resources.memory_per_worker`; none where all fit or that is left out."""
-    offered = (sweep.resources.memory_per_worker or math.inf) * GB
-    lines = [f"  {need}" for need in memory_needs(sweep, trials) if need.bytes > offered]
-    head = f"Above the {decimal(offered)} of resources.memory_per_worker (in brackets: at any training.token_budget):"
-    return [head, *lines] if lines else []
+    """Lines that name each need above its `memory_per_worker`; none where all fit or that is left out."""
+    above = [need for need in memory_needs(sweep, trials) if need.bytes > need.offered]
+    lines = []
+    for offered in dict.fromkeys(need.offered for need in above):
+        lines.append(
+            f"Above the {decimal(offered)} of resources.memory_per_worker (in brackets: at any training.token_budget):"
+        )
+        lines += [f"  {need}" for need in above if need.offered == offered]
+    return lines
 
 
 def refuse_what_never_fits(sweep: Sweep, trials: Iterable[Trial]) -> None:
     """SpecError for the first need of which weights, gradients and optimiser alone are above what a worker has."""
-    offered = (sweep.resources.memory_per_worker or math.inf) * GB
     for need in memory_needs(sweep, trials):
-        if need.floor > offered:
+        if need.floor > need.offered:
             raise SpecError(
-                f"resources.memory_per_worker: found {decimal(offered)}, where weights, gradients and optimiser of "
-                f"{need.model} x {need.method} take {decimal(need.floor)}; valid: more, ZeRO over workers, or LoRA"
+                f"resources.memory_per_worker: found {decimal(need.offered)}, where weights, gradients and optimiser "
+                f"of {need.model} x {need.method} take {decimal(need.floor)}; valid: more, ZeRO over workers, or LoRA"
             )
 
 
 def _largest_step(sweep: Sweep, trial: Trial) -> Step:
-    training, resources, settings = sweep.training, sweep.resources, trial.optimisation
+    training, settings = sweep.training, trial.optimisation
+    resources = sweep.resources_of(trial.model, trial.method)
     tokens = -(-settings.batch_size // resources.workers) * settings.max_length
     micro_batch = min(tokens, max(training.token_budget, settings.max_length))
     return Step(

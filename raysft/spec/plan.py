@@ -1,8 +1,10 @@
 """The plan: every result a sweep asks for, minus what the storage holds.
 
 A `Work` is one result to commit. Works that need the same model in memory are one `Unit`, which is one Ray Tune trial:
-`pretrain` makes a tiny base model, `base` measures a base model, `fine_tune` trains and measures. Works on hidden
-states are not in units: Ray Data streams them (`Plan.geometry`).
+`pretrain` makes a tiny base model, `base` measures a base model, `fine_tune` trains and measures. A trial whose workers
+cannot measure in place (`Held.measures_in_place`) only trains, and each of its measured epochs is a unit of kind
+`checkpoint` with resources of its own. Works on hidden states are not in units: Ray Data streams them
+(`Plan.geometry`).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from raysft.spec.keys import (
     key_of,
     model_identity,
 )
+from raysft.spec.resources import Shape
 from raysft.spec.sweep import ModelSpec, Sweep, resolved_yaml
 from raysft.spec.templates import evaluation_template, training_template
 from raysft.store.checkpoints import is_complete
@@ -40,7 +43,7 @@ from raysft.store.schema import RESULTS
 # Texts that ship with the package: the default of the likelihood probe, and the origin of similarities.
 SHIPPED_TEXTS = Path(__file__).parent.parent / "probes" / "texts.txt"
 
-UnitKind = Literal["pretrain", "base", "fine_tune"]
+UnitKind = Literal["pretrain", "base", "fine_tune", "checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -86,20 +89,30 @@ class Work:
 
 @dataclass(frozen=True)
 class Unit:
-    """Works done in one go by one process, with the model loaded once."""
+    """Works done in one go, with the model loaded once, by processes of this shape. `epoch`: of a checkpoint."""
 
     key: str
     kind: UnitKind
     model: str
     works: tuple[Work, ...]
+    shape: Shape
     trial: Trial | None = None
+    epoch: int | None = None
 
     @property
     def subject(self) -> Subject:
-        return trial_subject(self.trial) if self.trial is not None else Subject(self.model)
+        return trial_subject(self.trial, self.epoch) if self.trial is not None else Subject(self.model)
+
+    @property
+    def weights(self) -> tuple[str, int]:
+        """(key of the trial, epoch) of the checkpoint that a unit of kind `checkpoint` measures."""
+        assert self.trial is not None
+        assert self.epoch is not None
+        return self.trial.key, self.epoch
 
     def __str__(self) -> str:
-        return {"pretrain": "pretrain ", "base": "measure ", "fine_tune": ""}[self.kind] + str(self.subject)
+        what = "pretrain " if self.kind == "pretrain" else "" if self.kind == "fine_tune" else "measure "
+        return f"{what}{self.subject}" + (f", epoch {self.epoch}" if self.epoch is not None else "")
 
 
 @dataclass(frozen=True)
@@ -109,8 +122,9 @@ class Plan:
     `diverged` maps trials whose training came to a loss that is not finite to the epoch in which it did: what was to be
     measured from there on cannot be had, and is neither missing nor done.
 
-    `lost` are trials whose last weights are not in the storage although hidden states are still to be taken from them:
-    they are trained again, which commits nothing new but the checkpoint.
+    `lost` are trials that were trained and whose checkpoints are not all in the storage although something is still to
+    be measured of them by another process than the one that trains: they are trained again, which commits nothing new
+    but the checkpoints.
     """
 
     sweep: Sweep
@@ -151,8 +165,17 @@ class Plan:
         ]
 
     def missing_trials(self) -> list[Trial]:
-        """Trials with work to do, in order."""
-        return [unit.trial for unit in self.missing_units() if unit.trial is not None]
+        """Trials that are still to be trained or measured in place, in order."""
+        return [unit.trial for unit in self.missing_units() if unit.trial is not None and unit.kind == "fine_tune"]
+
+    def epochs_apart(self) -> dict[str, set[int]]:
+        """Trial -> epochs whose checkpoints other units are still to measure."""
+        found: dict[str, set[int]] = {}
+        for unit in self.units:
+            if unit.kind == "checkpoint" and self.missing_works(unit):
+                trial, epoch = unit.weights
+                found.setdefault(trial, set()).add(epoch)
+        return found
 
     def missing_geometry(self) -> list[Work]:
         """Intrinsic dimensions to estimate; embeddings are only a step on the way, and are not kept by default."""
@@ -174,11 +197,11 @@ def make_plan(sweep: Sweep, storage: Storage | None = None) -> Plan:
     """Plan a sweep; what `storage` holds is marked as committed. Reads local files and the storage, no network."""
     trials, blocks = expand(sweep)
     models = [model for model in sweep.models if any(trial.model == model.name for trial in trials)]
-    units = [unit for model in models if (unit := _pretrain_unit(model)) is not None]
+    units = [unit for model in models if (unit := _pretrain_unit(sweep, model)) is not None]
     for model in models:
         own = [trial for trial in trials if trial.model == model.name]
         units.append(_base_unit(sweep, model, own))
-        units.extend(_fine_tune_unit(sweep, trial) for trial in own)
+        units.extend(unit for trial in own for unit in _fine_tune_units(sweep, trial))
     committed: set[tuple[str, str]] = set()
     damaged: list[str] = []
     for stage in RESULTS if storage is not None else ():
@@ -194,7 +217,7 @@ def make_plan(sweep: Sweep, storage: Storage | None = None) -> Plan:
         committed -= {
             ("pretrain", unit.key) for unit in units if unit.kind == "pretrain" and not _is_made(unit, storage)
         }
-        lost = _lost_trials(geometry, committed, storage) - diverged.keys()
+        lost = frozenset(_lost_trials(units, geometry, committed, storage)) - diverged.keys()
     return Plan(
         sweep,
         tuple(trials),
@@ -230,16 +253,29 @@ def _is_made(unit: Unit, storage: Storage) -> bool:
     return is_complete(storage, model_folder(unit.key))
 
 
-def _lost_trials(geometry: Iterable[Work], committed: set[tuple[str, str]], storage: Storage) -> frozenset[str]:
-    lost = set()
+def _lost_trials(
+    units: Iterable[Unit], geometry: Iterable[Work], committed: set[tuple[str, str]], storage: Storage
+) -> Iterator[str]:
+    works = (work for unit in units for work in unit.works if work.stage == "train")
+    trained = {work.subject.trial for work in works if (work.stage, work.key) in committed}
+    for trial, epoch in _waiting_for_weights(units, geometry, committed, storage):
+        if trial in trained and not is_complete(storage, checkpoint_folder(trial, epoch)):
+            yield trial
+
+
+def _waiting_for_weights(
+    units: Iterable[Unit], geometry: Iterable[Work], committed: set[tuple[str, str]], storage: Storage
+) -> Iterator[tuple[str, int]]:
+    """(trial, epoch) of the checkpoints that another process than the one that trains is still to read."""
+    for unit in units:
+        if unit.kind == "checkpoint" and any((work.stage, work.key) not in committed for work in unit.works):
+            yield unit.weights
     for work in geometry:
         trial, epoch = work.subject.trial, work.subject.epoch
         if work.stage != "intrinsic_dimension" or (work.stage, work.key) in committed or trial is None or epoch is None:
             continue
-        embedded = is_complete(storage, embeddings_folder(work.source or ""))
-        if not embedded and not is_complete(storage, checkpoint_folder(trial, epoch)):
-            lost.add(trial)
-    return frozenset(lost)
+        if not is_complete(storage, embeddings_folder(work.source or "")):
+            yield trial, epoch
 
 
 def is_up_to_date(plan: Plan, storage: Storage) -> bool:
@@ -300,11 +336,12 @@ def text_count(sweep: Sweep, dataset: str, size: int | None) -> int:
     return probe.texts if size is None else min(probe.texts, size * members)
 
 
-def _pretrain_unit(model: ModelSpec) -> Unit | None:
+def _pretrain_unit(sweep: Sweep, model: ModelSpec) -> Unit | None:
     if model.micro is None:
         return None
     key = model_key(model)
-    return Unit(key, "pretrain", model.name, (Work("pretrain", key, Subject(model.name)),))
+    works = (Work("pretrain", key, Subject(model.name)),)
+    return Unit(key, "pretrain", model.name, works, sweep.resources.measuring_shape)
 
 
 def _base_unit(sweep: Sweep, model: ModelSpec, trials: list[Trial]) -> Unit:
@@ -323,18 +360,28 @@ def _base_unit(sweep: Sweep, model: ModelSpec, trials: list[Trial]) -> Unit:
         for task in sweep.evaluation.tasks:
             key = key_of("similarity", {**options, "benchmark": task_identity(sweep, task), "reference": reference})
             works.append(Work("similarity", key, subject, about=task))
-    return Unit(key_of("evaluate", {"unit": identity}), "base", model.name, tuple(works))
+    key = key_of("evaluate", {"unit": identity})
+    return Unit(key, "base", model.name, tuple(works), sweep.resources.measuring_shape)
 
 
-def _fine_tune_unit(sweep: Sweep, trial: Trial) -> Unit:
+def _fine_tune_units(sweep: Sweep, trial: Trial) -> Iterator[Unit]:
+    """One unit that trains and measures, or one that trains and one for each epoch that is measured."""
+    held = sweep.resources_of(trial.model, trial.method)
     works = [Work("train", key_of("train", trial.train_identity), trial_subject(trial))]
+    apart = []
     for epoch in trial.measured:
         identity = {"trial": trial.identity, "epoch": epoch}
         subject = trial_subject(trial, epoch)
-        works.extend(_checkpoint_works(sweep, identity, subject))
+        own = list(_checkpoint_works(sweep, identity, subject))
         if sweep.probes.weight_change is not None:
-            works.append(Work("weight_change", key_of("weight_change", identity), subject))
-    return Unit(trial.key, "fine_tune", trial.model, tuple(works), trial)
+            own.append(Work("weight_change", key_of("weight_change", identity), subject))
+        if held.measures_in_place:
+            works += own
+        elif own:
+            key, shape = f"{trial.key}-{epoch}", sweep.resources.measuring_shape
+            apart.append(Unit(key, "checkpoint", trial.model, tuple(own), shape, trial, epoch))
+    yield Unit(trial.key, "fine_tune", trial.model, tuple(works), held.shape, trial)
+    yield from apart
 
 
 def _checkpoint_works(sweep: Sweep, identity: Identity, subject: Subject) -> Iterable[Work]:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from raysft.spec.recipe import Frozen, MicroRecipe
+from raysft.spec.resources import Held, Resources
 from raysft.spec.shape import ModelShape
 
 Schedule = Literal["cosine", "constant"]
@@ -293,28 +294,6 @@ class Probes(Frozen):
     log_likelihood: LogLikelihoodProbe | None = LogLikelihoodProbe()
 
 
-class Resources(Frozen):
-    """What one trial holds. Never part of a key."""
-
-    workers: int = Field(1, ge=1, description="data-parallel processes of a trial")
-    strategy: Literal["ddp", "zero1", "zero2", "zero3"] = Field(
-        "ddp", description="what each worker holds: everything, or by ZeRO a part of optimiser, gradients, weights"
-    )
-    offload: bool = Field(False, description="ZeRO only: optimiser state, and under zero3 weights, in the CPU's memory")
-    cpus_per_worker: float = Field(1, gt=0)
-    gpus_per_worker: float = Field(0, ge=0)
-    memory_per_worker: float | None = Field(
-        None, gt=0, description="GB (10^9 bytes) of a worker's GPU, or of its CPU memory; what cannot fit is named"
-    )
-    max_retries: int = Field(2, ge=0, description="restarts of a trial whose process died")
-
-    @model_validator(mode="after")
-    def _zero_only(self) -> Resources:
-        if self.offload and self.strategy == "ddp":
-            raise ValueError("offload belongs to strategy: zero1, zero2 or zero3, found with strategy: ddp")
-        return self
-
-
 class Checkpoints(Frozen):
     """Which weights stay in the storage once everything about them is measured."""
 
@@ -357,6 +336,19 @@ class Sweep(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _rules_make_sense(self) -> Sweep:
+        for index, rule in enumerate(self.resources.rules):
+            for axis in ("models", "methods"):
+                _check_names(f"resources.rules.{index}.{axis}", getattr(rule, axis) or (), getattr(self, axis))
+        for model in self.models if self.resources.rules else ():
+            for method in self.methods:
+                try:
+                    self.resources_of(model.name, method.name)
+                except ValidationError as error:
+                    raise ValueError(f"resources.rules: {model.name} x {method.name}: {_describe(error)}") from error
+        return self
+
+    @model_validator(mode="after")
     def _chat_template_is_used(self) -> Sweep:
         used = "chat" in (self.training.template, self.evaluation.template)
         if self.training.chat_template is not None and not used:
@@ -373,6 +365,10 @@ class Sweep(Frozen):
 
     def method(self, name: str) -> MethodSpec:
         return next(method for method in self.methods if method.name == name)
+
+    def resources_of(self, model: str, method: str) -> Held:
+        """What the trials of a base model and a method hold."""
+        return self.resources.of(model, method)
 
 
 def load_sweep(path: Path, storage: str | None = None) -> Sweep:

@@ -1,4 +1,4 @@
-"""The order in which units are handed out."""
+"""The order in which units are handed out, each when it is ready and there is room."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from ray.tune.search import Searcher
 
+from raysft.cluster import queue as queue_module
+from raysft.cluster.admission import Admission, Node
 from raysft.cluster.queue import ReadyQueue
 from raysft.spec.plan import Unit, make_plan
 from raysft.spec.sweep import parse_sweep
@@ -21,13 +23,18 @@ def units(content: dict[str, Any]) -> list[Unit]:
     return list(make_plan(parse_sweep(content, "test")).units)
 
 
+def _queue(units: list[Unit], stored: set[str] | None = None, cpus: float = 1000) -> ReadyQueue:
+    there = set() if stored is None else stored
+    return ReadyQueue(units, Admission([Node(cpus, 0)]), lambda unit: unit.key in there)
+
+
 def _next(queue: ReadyQueue, trial: str, units: list[Unit]) -> Unit | None:
     suggested = queue.suggest(trial)
     return next(unit for unit in units if unit.key == suggested["unit"]) if isinstance(suggested, dict) else None
 
 
 def test_a_unit_waits_for_its_base_and_no_longer(units: list[Unit]) -> None:
-    queue = ReadyQueue(units)
+    queue = _queue(units)
     first, second = _next(queue, "1", units), _next(queue, "2", units)
     assert [unit.kind for unit in (first, second) if unit] == ["pretrain", "pretrain"]
     assert queue.suggest("3") is None
@@ -38,7 +45,7 @@ def test_a_unit_waits_for_its_base_and_no_longer(units: list[Unit]) -> None:
 
 
 def test_units_that_lost_their_base_are_dropped_and_named(units: list[Unit]) -> None:
-    queue = ReadyQueue(units)
+    queue = _queue(units)
     queue.suggest("1")
     queue.suggest("2")
     queue.on_trial_complete("1", {"failures": [{"message": "broken"}]})
@@ -49,7 +56,66 @@ def test_units_that_lost_their_base_are_dropped_and_named(units: list[Unit]) -> 
 
 def test_everything_is_handed_out_once(units: list[Unit]) -> None:
     ready = [unit for unit in units if unit.kind != "pretrain"]
-    queue = ReadyQueue(ready)
+    queue = _queue(ready)
     handed = [_next(queue, str(index), units) for index in range(len(ready))]
     assert handed == ready
     assert queue.suggest("more") == Searcher.FINISHED
+
+
+def test_a_unit_waits_for_room(units: list[Unit]) -> None:
+    queue = _queue(units, cpus=1)
+    assert _next(queue, "1", units) is not None
+    assert queue.suggest("2") is None
+    queue.on_trial_complete("1", {"failures": []})
+    assert _next(queue, "2", units) is not None
+
+
+def test_larger_units_come_first_and_those_of_a_base_next_to_each_other(content: dict[str, Any]) -> None:
+    content["resources"] = {"rules": [{"methods": ["full"], "cpus_per_worker": 2}]}
+    units = [unit for unit in make_plan(parse_sweep(content, "test")).units if unit.kind != "pretrain"]
+    queue = _queue(units)
+    handed = [unit for index in range(len(units)) if (unit := _next(queue, str(index), units)) is not None]
+    assert [unit.subject.method for unit in handed] == ["full", "full", None, "lora", "lora"]
+
+
+@pytest.fixture
+def apart(content: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[Unit]:
+    """One trial of two workers and two epochs, and the units that measure its checkpoints."""
+    monkeypatch.setattr(queue_module, "_LOOK_EVERY_S", 0.0)
+    content["resources"] = {"workers": 2}
+    units = make_plan(parse_sweep(content, "test")).units
+    training = next(unit for unit in units if unit.kind == "fine_tune")
+    assert training.trial is not None
+    return [unit for unit in units if unit.trial == training.trial]
+
+
+def test_a_checkpoint_is_measured_as_soon_as_it_is_there(apart: list[Unit]) -> None:
+    training, first, second = apart
+    assert [(unit.kind, unit.epoch) for unit in apart] == [("fine_tune", None), ("checkpoint", 1), ("checkpoint", 2)]
+    assert {work.stage for work in training.works} == {"train"}
+    assert {work.stage for work in first.works} == {"evaluate", "weight_change"}
+    stored: set[str] = set()
+    queue = _queue(apart, stored)
+    assert _next(queue, "t", apart) == training
+    assert queue.suggest("1") is None
+    stored.add(first.key)
+    assert _next(queue, "1", apart) == first
+    assert queue.suggest("2") is None
+    stored.add(second.key)
+    queue.on_trial_complete("t", {"failures": []})
+    assert _next(queue, "2", apart) == second
+    assert queue.suggest("3") == Searcher.FINISHED
+
+
+def test_checkpoints_that_will_not_come_are_dropped(apart: list[Unit]) -> None:
+    queue = _queue(apart, {apart[1].key})
+    assert _next(queue, "t", apart) == apart[0]
+    queue.on_trial_complete("t", {"failures": [{"message": "diverged"}]})
+    assert _next(queue, "1", apart) == apart[1]
+    assert queue.suggest("2") == Searcher.FINISHED
+    assert queue.blocked == []
+
+
+def test_a_checkpoint_of_an_earlier_run_is_measured_without_its_training(apart: list[Unit]) -> None:
+    queue = _queue(apart[1:], {unit.key for unit in apart})
+    assert [_next(queue, str(n), apart) for n in range(2)] == apart[1:]

@@ -1,10 +1,12 @@
-"""One trial in this process, from data to what the storage holds: divergence, and going on after a kill."""
+"""One trial in this process, from data to what the storage holds: divergence, resuming, measuring apart."""
 
 from __future__ import annotations
 
+import io
 import math
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from raysft.session import Session
 from raysft.spec.plan import Plan, Unit, make_plan
 from raysft.spec.sweep import Sweep, parse_sweep
 from raysft.store.layout import open_storage
+from raysft.store.results import result_path
 from raysft.training import loop
 
 pytestmark = pytest.mark.invariants
@@ -33,17 +36,14 @@ def _run(sweep: Sweep) -> tuple[Plan, Unit]:
     """Do every unit; the plan afterwards and its fine-tuning."""
     storage = open_storage(sweep.storage)
     plan, session = make_plan(sweep, storage), Session(sweep, torch.device("cpu"))
+    apart = plan.epochs_apart()
     for unit in plan.missing_units():
-        trial.run_unit(session, unit, plan.missing_works(unit))
+        trial.run_unit(session, unit, plan.missing_works(unit), apart.get(unit.key, ()))
     plan = make_plan(sweep, storage)
     return plan, next(unit for unit in plan.units if unit.kind == "fine_tune")
 
 
 def _table(sweep: Sweep, name: str) -> list[dict[str, Any]]:
-    import io
-
-    import pyarrow.parquet as pq
-
     rows: list[dict[str, Any]] = pq.read_table(
         io.BytesIO(open_storage(sweep.storage).read_bytes("tables", f"{name}.parquet"))
     ).to_pylist()
@@ -96,3 +96,54 @@ def test_a_trial_killed_inside_an_epoch_goes_on_from_its_last_state(
     reduce_sweep(sweep, open_storage(sweep.storage))
     for table in ("training", "weight_change", "trials"):
         assert _table(sweep, table) == _table(straight, table), table
+
+
+def _apart(content: dict[str, Any]) -> Sweep:
+    """The sweep with two workers a trial, which therefore does not measure; only its last weights are kept."""
+    return _sweep({**content, "resources": {"workers": 2}, "checkpoints": {"keep": "last"}})
+
+
+def test_checkpoints_measured_apart_have_the_numbers_of_those_measured_in_place(content: dict[str, Any]) -> None:
+    content["grid"][0]["measure"] = "every"
+    in_place = _sweep({**content, "storage": content["storage"] + "-in-place"})
+    apart = _apart(content)
+    for sweep in (in_place, apart):
+        plan, unit = _run(sweep)
+        assert not plan.missing_units()
+        reduce_sweep(sweep, open_storage(sweep.storage))
+    for table in ("training", "weight_change", "trials"):
+        assert _table(apart, table) == _table(in_place, table), table
+    assert len(_table(apart, "weight_change")) > 0
+    assert open_storage(apart.storage).names("checkpoints", unit.key) == ["epoch-0003"]
+
+
+def test_a_measurement_that_lacks_its_checkpoint_trains_again_and_commits_no_training_twice(
+    content: dict[str, Any],
+) -> None:
+    sweep = _apart(content)
+    plan, unit = _run(sweep)
+    storage = open_storage(sweep.storage)
+    training = storage.local_path(result_path("train", unit.works[0].key))
+    before = training.stat().st_mtime_ns
+    lacking = next(work for work in plan.works() if work.stage == "weight_change" and work.subject.epoch == 1)
+    path = storage.local_path(result_path(lacking.stage, lacking.key))
+    first = path.read_bytes()
+    path.unlink()
+    plan = make_plan(sweep, storage)
+    assert [(unit.kind, unit.epoch) for unit in plan.missing_units()] == [("fine_tune", None), ("checkpoint", 1)]
+    plan, unit = _run(sweep)
+    assert not plan.missing_units()
+    assert pq.read_table(path).equals(pq.read_table(io.BytesIO(first)))
+    assert training.stat().st_mtime_ns == before
+    assert storage.names("checkpoints", unit.key) == ["epoch-0003"]
+
+
+def test_a_measurement_whose_checkpoint_is_there_trains_nothing(content: dict[str, Any]) -> None:
+    sweep = _apart(content)
+    plan, _ = _run(sweep)
+    storage = open_storage(sweep.storage)
+    lacking = next(work for work in plan.works() if work.stage == "weight_change" and work.subject.epoch == 3)
+    storage.local_path(result_path(lacking.stage, lacking.key)).unlink()
+    assert [(unit.kind, unit.epoch) for unit in make_plan(sweep, storage).missing_units()] == [("checkpoint", 3)]
+    plan, _ = _run(sweep)
+    assert not plan.missing_units()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from raysft.spec.resources import Shape
 from raysft.spec.sweep import SpecError, load_sweep, parse_sweep, resolved_yaml
 
 pytestmark = pytest.mark.unit
@@ -40,6 +41,17 @@ BAD = {
     "rank of a full method": (_set("methods.0.rank", 4), ["methods.0", "rank", "kind: lora"]),
     "depth out of range": (_set("methods.0.depth", [0.9, 0.2]), ["methods.0.depth", "[0.9, 0.2]"]),
     "epoch never reached": (_set("grid.0.measure", [5]), ["epoch 5", "never reached"]),
+    "one GPU and a half": (_set("resources", {"gpus_per_worker": 1.5}), ["resources", "whole number", "1.5"]),
+    "rule of an unknown model": (
+        _set("resources", {"rules": [{"models": ["huge"], "workers": 2}]}),
+        ["resources.rules.0.models", "'huge'", "tiny"],
+    ),
+    "rules that make no sense together": (
+        _set(
+            "resources", {"strategy": "zero3", "rules": [{"offload": True}, {"methods": ["lora"], "strategy": "ddp"}]}
+        ),
+        ["resources.rules: tiny x lora", "offload belongs to", "ddp"],
+    ),
     "neighbours above texts": (
         _set("probes.intrinsic_dimension.neighbours", 99),
         ["intrinsic_dimension", "99 and 32"],
@@ -90,3 +102,22 @@ def test_resolved_yaml_holds_every_default_and_reads_back(content: Content) -> N
 def test_paths_are_relative_to_the_yaml(content: Content, tmp_path: Path, write_sweep: Callable[..., Path]) -> None:
     content["datasets"].append({"name": "mine", "path": "rows.jsonl"})
     assert load_sweep(write_sweep(content)).dataset("mine").path == (tmp_path / "rows.jsonl").resolve()
+
+
+def test_the_last_rule_that_names_a_trial_is_the_strongest(content: Content) -> None:
+    content["resources"] = {
+        "gpus_per_worker": 1,
+        "labels": {"zone": "a"},
+        "rules": [
+            {"workers": 8, "strategy": "zero3"},
+            {"methods": ["lora"], "workers": 1, "strategy": "ddp", "gpus_per_worker": 0.5},
+            {"models": ["tiny"], "methods": ["lora"], "cpus_per_worker": 3, "labels": {}},
+        ],
+        "measuring": {"gpus": 0.25},
+    }
+    sweep = parse_sweep(content, "test")
+    assert sweep.resources_of("tiny", "full").shape == Shape(8, 1, 1, (("zone", "a"),))
+    assert sweep.resources_of("tiny", "lora").shape == Shape(1, 3, 0.5)
+    assert sweep.resources.measuring_shape == Shape(1, 1, 0.25, (("zone", "a"),))
+    assert not sweep.resources_of("tiny", "full").measures_in_place
+    assert sweep.resources_of("tiny", "lora").measures_in_place
