@@ -106,6 +106,42 @@ def run(
     raise typer.Exit(1 if result.failures else 0)
 
 
+JobsOption = Annotated[str, typer.Option("--address", help="Job server of the cluster, as http://HEAD:8265.")]
+
+
+@app.command()
+def submit(
+    sweep: SweepFile,
+    address: JobsOption,
+    working_dir: Annotated[Path, typer.Option(help="Sent to the cluster; the sweep and its files are in it.")] = Path(),
+    detach: Annotated[bool, typer.Option("--detach", help="Do not follow the log.")] = False,
+    storage: StorageOption = None,
+) -> None:
+    """Run a sweep as a job of a cluster, follow its log, and end with its exit code. Submit again to resume."""
+    with user_errors():
+        loaded = load_sweep(sweep, storage)
+        from raysft.cluster.submit import JobServer
+
+        server = JobServer(address)
+        options = [] if storage is None else ["--storage", storage]
+        name = server.submit(loaded, sweep, working_dir, *options)
+        console.print(f"Submitted {name} to {address}")
+        if detach:
+            console.print(f"Follow it: ray job logs --address {address} --follow {name}")
+            return
+        raise typer.Exit(server.follow(name, lambda text: typer.echo(text, nl=False)))
+
+
+@app.command()
+def cancel(sweep: SweepFile, address: JobsOption, storage: StorageOption = None) -> None:
+    """Stop the job that runs a sweep; what it committed stays, and submitting again goes on from there."""
+    with user_errors():
+        loaded = load_sweep(sweep, storage)
+        from raysft.cluster.submit import JobServer
+
+        console.print(f"Stopped {JobServer(address).cancel(loaded)}")
+
+
 @app.command()
 def embed(sweep: SweepFile, storage: StorageOption = None, address: AddressOption = None) -> None:
     """Stream hidden states of finished checkpoints and estimate their dimensions; `run` does this at its end."""

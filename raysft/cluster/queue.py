@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ray.tune.search import Searcher
 
-from raysft.cluster.admission import Admission
+from raysft.cluster.admission import Admission, Node
 from raysft.spec.plan import Unit
 
-_LOOK_EVERY_S = 2.0  # at the storage, for checkpoints that were committed
+_LOOK_EVERY_S = 2.0  # at the storage, for checkpoints that were committed, and at the cluster, for its nodes
 
 _FIRST = {"pretrain": 0, "checkpoint": 1}
 
 
 class ReadyQueue(Searcher):
-    """Hands out units in their order, each once it is ready and `admission` has room for it.
+    """Hands out units in their order, each once it is ready and there is room for it on the `nodes`, which may change.
 
     The order: base models are pretrained first, since all else waits for them; checkpoints are measured as soon as they
     are there; then the largest units come first, and of the same size trials of one base are next to each other.
@@ -27,11 +27,14 @@ class ReadyQueue(Searcher):
     the training ended without it, it is dropped, and the record of the training says why.
     """
 
-    def __init__(self, units: Iterable[Unit], admission: Admission, is_stored: Callable[[Unit], bool]) -> None:
+    def __init__(
+        self, units: Iterable[Unit], nodes: Callable[[], Sequence[Node]], is_stored: Callable[[Unit], bool]
+    ) -> None:
         super().__init__(metric="committed", mode="max")
         ordered = sorted(units, key=lambda unit: (_FIRST.get(unit.kind, 2), [-amount for amount in unit.shape.size]))
         self._waiting = {unit.key: unit for unit in ordered}
-        self._admission = admission
+        self._nodes = nodes
+        self._admission = Admission(nodes())
         self._is_stored = is_stored
         self._stored: set[str] = set()
         self._looked_at = float("-inf")
@@ -44,7 +47,10 @@ class ReadyQueue(Searcher):
     def suggest(self, trial_id: str) -> dict[str, str] | str | None:
         """Configuration of the next unit; None while none is ready or fits."""
         self._drop_blocked()
-        self._look_for_checkpoints()
+        if time.monotonic() - self._looked_at > _LOOK_EVERY_S:
+            self._admission.nodes = self._nodes()
+            self._look_for_checkpoints()
+            self._looked_at = time.monotonic()
         if not self._waiting:
             return str(Searcher.FINISHED)
         ready = ((key, unit.shape) for key, unit in self._waiting.items() if self._is_ready(unit))
@@ -80,8 +86,6 @@ class ReadyQueue(Searcher):
 
     def _look_for_checkpoints(self) -> None:
         """Find out which checkpoints came, and drop those that will not."""
-        if time.monotonic() - self._looked_at < _LOOK_EVERY_S:
-            return
         started = {unit.key for unit in self._running.values()}
         for key, unit in list(self._waiting.items()):
             if unit.kind != "checkpoint" or key in self._stored:
@@ -94,7 +98,6 @@ class ReadyQueue(Searcher):
                 self._stored.add(key)
             elif not is_training:
                 del self._waiting[key]
-        self._looked_at = time.monotonic()
 
     def _drop_blocked(self) -> None:
         if not self._failed:

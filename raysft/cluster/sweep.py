@@ -16,7 +16,6 @@ from typing import Any
 from ray import tune
 from ray.tune import Callback, FailureConfig, PlacementGroupFactory, RunConfig, TuneConfig, Tuner
 
-from raysft.cluster.admission import Admission
 from raysft.cluster.connect import cluster_nodes, refuse_what_fits_nowhere
 from raysft.cluster.queue import ReadyQueue
 from raysft.cluster.trainable import Task, UnitTrainable
@@ -67,9 +66,8 @@ def run_sweep(plan: Plan, storage: Storage, watch: Watcher = lambda _: None) -> 
     outcome = SweepOutcome()
     if not units:
         return outcome
-    nodes = cluster_nodes()
-    refuse_what_fits_nowhere(units, nodes)
-    queue = ReadyQueue(units, Admission(nodes), partial(_is_stored, storage))
+    refuse_what_fits_nowhere(units, cluster_nodes())
+    queue = ReadyQueue(units, cluster_nodes, partial(_is_stored, storage))
     apart = plan.epochs_apart()
     by_key = {unit.key: Task(unit, plan.missing_works(unit), frozenset(apart.get(unit.key, ()))) for unit in units}
     driver_labels, shapes = plan.sweep.resources.driver_labels, {unit.key: unit.shape for unit in units}

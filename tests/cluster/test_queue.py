@@ -8,7 +8,7 @@ import pytest
 from ray.tune.search import Searcher
 
 from raysft.cluster import queue as queue_module
-from raysft.cluster.admission import Admission, Node
+from raysft.cluster.admission import Node
 from raysft.cluster.queue import ReadyQueue
 from raysft.spec.plan import Unit, make_plan
 from raysft.spec.sweep import parse_sweep
@@ -25,7 +25,7 @@ def units(content: dict[str, Any]) -> list[Unit]:
 
 def _queue(units: list[Unit], stored: set[str] | None = None, cpus: float = 1000) -> ReadyQueue:
     there = set() if stored is None else stored
-    return ReadyQueue(units, Admission([Node(cpus, 0)]), lambda unit: unit.key in there)
+    return ReadyQueue(units, lambda: [Node(cpus, 0)], lambda unit: unit.key in there)
 
 
 def _next(queue: ReadyQueue, trial: str, units: list[Unit]) -> Unit | None:
@@ -67,6 +67,16 @@ def test_a_unit_waits_for_room(units: list[Unit]) -> None:
     assert _next(queue, "1", units) is not None
     assert queue.suggest("2") is None
     queue.on_trial_complete("1", {"failures": []})
+    assert _next(queue, "2", units) is not None
+
+
+def test_nodes_that_come_are_used(units: list[Unit], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue_module, "_LOOK_EVERY_S", 0.0)
+    nodes = [Node(1, 0)]
+    queue = ReadyQueue(units, lambda: list(nodes), lambda unit: True)
+    assert _next(queue, "1", units) is not None
+    assert queue.suggest("2") is None
+    nodes.append(Node(1, 0))
     assert _next(queue, "2", units) is not None
 
 

@@ -1,10 +1,9 @@
-"""`ray job submit` against a `ray start --head` of this test's own, on loopback, ended by process id."""
+"""`raysft submit` to a `ray start --head` of this test's own, on loopback, ended by process id."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -22,7 +21,6 @@ from tests.conftest import SMALL
 
 pytestmark = pytest.mark.end_to_end
 
-REPOSITORY = Path(__file__).parents[2]
 RAY = str(Path(sys.executable).parent / "ray")
 
 
@@ -49,7 +47,8 @@ def head(tmp_path: Path) -> Iterator[str]:
     words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--include-dashboard=true"]
     words += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
     words += ["--object-store-memory=104857600", "--disable-usage-stats"]
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where jobs find their python
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": path}
     process = subprocess.Popen([RAY, *words], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{dashboard}"
     try:
@@ -68,22 +67,58 @@ def head(tmp_path: Path) -> Iterator[str]:
         process.wait(timeout=20)
 
 
-def test_a_sweep_runs_as_a_ray_job(head: str, tmp_path: Path) -> None:
-    content: dict[str, Any] = {**SMALL, "storage": str(tmp_path / "storage")}
-    content["grid"] = [{"sizes": [32], "epochs": [1], "datasets": ["capitals"], "methods": ["full"]}]
-    code = tmp_path / "code"  # what a user's checkout holds, without environments and outputs
-    for part in ("raysft", "jobs", "pyproject.toml"):
-        source = REPOSITORY / part
-        shutil.copytree(source, code / part) if source.is_dir() else shutil.copy(source, code / part)
-    (code / "sweep.json").write_text(json.dumps(content))
-    words = ["job", "submit", "--address", head, "--working-dir", str(code), "--", sys.executable, "jobs/sweep.py"]
+def _raysft(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "raysft.cli", *words],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        cwd=folder,
+        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+    )
+
+
+def _submit(folder: Path, head: str, *options: str) -> subprocess.CompletedProcess[str]:
     for _ in range(30):  # the job server answers before the agent that starts jobs does
-        done = subprocess.run(
-            [RAY, *words, "sweep.json"], capture_output=True, text=True, timeout=240, check=False, cwd=tmp_path
-        )
+        done = _raysft(folder, "submit", "sweep.json", "--address", head, *options)
         if "No available agent" not in done.stdout + done.stderr:
             break
         time.sleep(1)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "succeeded" in done.stdout
+    return done
+
+
+def test_a_sweep_is_submitted_once_at_a_time_cancelled_and_resumed(head: str, tmp_path: Path) -> None:
+    content: dict[str, Any] = {**SMALL, "storage": str(tmp_path / "storage")}
+    content["grid"] = [{"sizes": [32], "epochs": [1], "datasets": ["capitals"], "methods": ["full"]}]
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "sweep.json").write_text(json.dumps(content))
+
+    first = _submit(folder, head, "--detach")
+    assert first.returncode == 0, first.stdout + first.stderr
+    name = first.stdout.split()[1]
+    assert name.startswith("small-")
+    assert name.endswith("-1")
+    second = _submit(folder, head)
+    assert second.returncode == 2
+    assert f"small runs already as {name}" in second.stderr
+    cancelled = _raysft(folder, "cancel", "sweep.json", "--address", head)
+    assert (cancelled.returncode, cancelled.stdout.strip()) == (0, f"Stopped {name}")
+    again = _raysft(folder, "cancel", "sweep.json", "--address", head)
+    assert again.returncode == 2
+    assert "no submission of small lives" in again.stderr
+
+    third = _submit(folder, head)
+    assert third.returncode == 0, third.stdout + third.stderr
+    assert f"Submitted {name[:-1]}2 to {head}" in third.stdout
+    assert "study and report:" in third.stdout
     assert (tmp_path / "storage" / "report" / "report.html").is_file()
+
+
+def test_an_address_where_nobody_answers_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(json.dumps({**SMALL, "storage": "s"}))
+    done = _raysft(tmp_path, "submit", "sweep.json", "--address", f"http://127.0.0.1:{_free_port()}")
+    assert done.returncode == 2
+    assert done.stderr.startswith("raysft: no job server at http://127.0.0.1:")
+    assert done.stderr.count("\n") == 1
