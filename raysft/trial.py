@@ -23,7 +23,7 @@ from raysft.session import Session
 from raysft.spec.grid import Trial
 from raysft.spec.plan import Unit, Work, divergence_work
 from raysft.spec.size import kept_epochs
-from raysft.store.checkpoints import delete_folder, is_complete, local_folder, sound_folder, write_folder
+from raysft.store.checkpoints import delete_folder, local_folder, sound_folder, write_folder
 from raysft.store.layout import StorageError, checkpoint_folder, model_folder
 from raysft.store.results import result_path
 from raysft.store.schema import DIVERGENCE, PRETRAIN, TRAINING
@@ -47,7 +47,7 @@ def run_unit(
 ) -> Report:
     """Do the missing `works` of a unit. Failures are recorded in the storage and in the report, not raised.
 
-    `epochs_apart`: those at whose end a training leaves a checkpoint for another unit to measure.
+    `epochs_apart`: those at whose end a training leaves a checkpoint, which is not there, for another unit to measure.
     """
     report = Report()
     bench = Bench(session, report, unit.shape.size[0])
@@ -149,16 +149,15 @@ class _FineTuning:
         for work in works:
             if work.stage != "train":
                 self.measures.setdefault(work.subject.epoch or 0, []).append(work)
-        waited_for = [epoch for epoch in epochs_apart if not is_complete(self.storage, self._folder(epoch))]
-        self.kept = kept_epochs(trial, self.session.sweep.checkpoints.keep) | set(waited_for)
-        self.first_needed = min([*self.measures, *waited_for], default=trial.epochs + 1)
+        self.kept = kept_epochs(trial, self.session.sweep.checkpoints.keep) | set(epochs_apart)
+        self.first_needed = min([*self.measures, *epochs_apart], default=trial.epochs + 1)
         self.resume = ResumeStates(
             self.storage, trial.key, ranks, self.session.device, sharded=self.resources.strategy != "ddp"
         )
 
     def run(self) -> None:
         for epoch in sorted(self.measures):  # nothing is trained for those whose checkpoints are complete
-            folder = sound_folder(self.storage, self._folder(epoch))
+            folder = sound_folder(self.storage, checkpoint_folder(self.trial.key, epoch))
             if folder is not None:
                 _measure_stored(self.bench, self.measures.pop(epoch), self.trial, folder)
         if self.train_work is None and not self.measures:
@@ -172,9 +171,6 @@ class _FineTuning:
                 tuned.detach()
             else:
                 self.session.bases.drop()  # DeepSpeed took its weights apart
-
-    def _folder(self, epoch: int) -> str:
-        return checkpoint_folder(self.trial.key, epoch)
 
     def _train(self, tuned: Tuned) -> None:
         """Train from the newest state that serves, and commit what came of it: an end or a divergence."""

@@ -68,8 +68,8 @@ def run_sweep(plan: Plan, storage: Storage, watch: Watcher = lambda _: None) -> 
         return outcome
     refuse_what_fits_nowhere(units, cluster_nodes())
     queue = ReadyQueue(units, cluster_nodes, partial(_is_stored, storage))
-    apart = plan.epochs_apart()
-    by_key = {unit.key: Task(unit, plan.missing_works(unit), frozenset(apart.get(unit.key, ()))) for unit in units}
+    apart = plan.works_apart()
+    by_key = {unit.key: Task(unit, plan.missing_works(unit), apart.get(unit.key, {})) for unit in units}
     driver_labels, shapes = plan.sweep.resources.driver_labels, {unit.key: unit.shape for unit in units}
     trainable = tune.with_resources(
         tune.with_parameters(UnitTrainable, sweep=plan.sweep, tasks=by_key),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from raysft.session import Session, pick_device
 from raysft.spec.plan import Unit, Work
 from raysft.spec.resources import Shape
 from raysft.spec.sweep import Sweep
+from raysft.store.checkpoints import is_complete
+from raysft.store.layout import Storage, checkpoint_folder
 from raysft.store.results import read_failures, result_path
 from raysft.training.parallel import Ranks
 from raysft.trial import run_unit
@@ -33,11 +35,26 @@ _MAKING = ("pretrain", "train")
 
 @dataclass(frozen=True)
 class Task:
-    """A unit, the works of it that are missing, and the epochs whose checkpoints other units measure."""
+    """A unit, the works of it that are missing, and by epoch those that other units do on its checkpoints."""
 
     unit: Unit
     works: list[Work]
-    epochs_apart: frozenset[int]
+    apart: Mapping[int, list[Work]]
+
+    def still_missing(self, storage: Storage) -> Task:
+        """Without what was committed since the plan was made, by a process that died or by other units, and without
+        the epochs whose checkpoints are there. One process looks, for all ranks of a trial."""
+
+        def missing(works: list[Work]) -> list[Work]:
+            return [work for work in works if not storage.exists(result_path(work.stage, work.key))]
+
+        making = [work for work in self.works if work.stage in _MAKING]
+        apart = {
+            epoch: left
+            for epoch, works in self.apart.items()
+            if (left := missing(works)) and not is_complete(storage, checkpoint_folder(self.unit.key, epoch))
+        }
+        return Task(self.unit, making + missing([work for work in self.works if work not in making]), apart)
 
 
 Tasks = Mapping[str, Task]
@@ -63,14 +80,9 @@ class UnitTrainable(tune.Trainable):
     def step(self) -> dict[str, Any]:
         started = time.perf_counter()
         unit = self.task.unit
-        works = [work for work in self.task.works if work.stage in _MAKING or not self._is_committed(work)]
-        task = replace(self.task, works=works)
+        task = self.task.still_missing(self.session.storage)
         report = _run_here(self.session, task) if unit.shape.workers == 1 else _run_in_group(self.session, task)
         return {**asdict(report), "unit": unit.key, "wall_s": time.perf_counter() - started, "done": True}
-
-    def _is_committed(self, work: Work) -> bool:
-        """Whether an earlier attempt, in a process that died, has committed a measurement since the plan was made."""
-        return self.session.storage.exists(result_path(work.stage, work.key))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: results and checkpoints are in the sweep's own storage."""
@@ -81,7 +93,7 @@ class UnitTrainable(tune.Trainable):
 
 def _run_here(session: Session, task: Task) -> Report:
     def loop() -> Report:
-        return run_unit(session, task.unit, task.works, task.epochs_apart)
+        return run_unit(session, task.unit, task.works, task.apart)
 
     with tempfile.TemporaryDirectory() as scratch:
         run = RunConfig(storage_path=scratch, name=task.unit.key)
@@ -138,4 +150,4 @@ def _worker_loop(config: dict[str, Any]) -> Report:
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
     task: Task = config["task"]
     torch.set_num_threads(max(1, int(task.unit.shape.cpus)))
-    return run_unit(Session(config["sweep"], pick_device()), task.unit, task.works, task.epochs_apart, ranks)
+    return run_unit(Session(config["sweep"], pick_device()), task.unit, task.works, task.apart, ranks)

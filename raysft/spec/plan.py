@@ -168,13 +168,13 @@ class Plan:
         """Trials that are still to be trained or measured in place, in order."""
         return [unit.trial for unit in self.missing_units() if unit.trial is not None and unit.kind == "fine_tune"]
 
-    def epochs_apart(self) -> dict[str, set[int]]:
-        """Trial -> epochs whose checkpoints other units are still to measure."""
-        found: dict[str, set[int]] = {}
+    def works_apart(self) -> dict[str, dict[int, list[Work]]]:
+        """Trial -> epoch -> works that other units are still to do on the checkpoint of that epoch."""
+        found: dict[str, dict[int, list[Work]]] = {}
         for unit in self.units:
-            if unit.kind == "checkpoint" and self.missing_works(unit):
+            if unit.kind == "checkpoint" and (works := self.missing_works(unit)):
                 trial, epoch = unit.weights
-                found.setdefault(trial, set()).add(epoch)
+                found.setdefault(trial, {})[epoch] = works
         return found
 
     def missing_geometry(self) -> list[Work]:

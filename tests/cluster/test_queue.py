@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,13 @@ from ray.tune.search import Searcher
 from raysft.cluster import queue as queue_module
 from raysft.cluster.admission import Node
 from raysft.cluster.queue import ReadyQueue
+from raysft.cluster.trainable import Task
 from raysft.spec.plan import Unit, make_plan
 from raysft.spec.sweep import parse_sweep
+from raysft.store.checkpoints import write_folder
+from raysft.store.layout import checkpoint_folder, open_storage
+from raysft.store.results import Cost, commit_result
+from raysft.store.schema import RESULTS
 
 pytestmark = pytest.mark.unit
 
@@ -129,3 +135,22 @@ def test_checkpoints_that_will_not_come_are_dropped(apart: list[Unit]) -> None:
 def test_a_checkpoint_of_an_earlier_run_is_measured_without_its_training(apart: list[Unit]) -> None:
     queue = _queue(apart[1:], {unit.key for unit in apart})
     assert [_next(queue, str(n), apart) for n in range(2)] == apart[1:]
+
+
+def test_a_training_that_is_tried_again_leaves_no_checkpoint_that_nobody_waits_for(
+    apart: list[Unit], tmp_path: Path
+) -> None:
+    """Of its two epochs the first was measured, and deleted, before the training died."""
+    training, first, second = apart
+    works = {1: list(first.works), 2: list(second.works)}
+    storage = open_storage(str(tmp_path))
+    task = Task(training, list(training.works), works)
+    assert task.still_missing(storage) == task
+    for work in first.works:
+        commit_result(
+            storage, work.stage, work.key, RESULTS[work.stage].empty_table(), work.subject.as_row(), Cost(0.0)
+        )
+    left = task.still_missing(storage)
+    assert (left.works, dict(left.apart)) == (list(training.works), {2: list(second.works)})
+    write_folder(storage, checkpoint_folder(training.key, 2), lambda folder: None, {})
+    assert dict(task.still_missing(storage).apart) == {}

@@ -36,9 +36,9 @@ def _run(sweep: Sweep) -> tuple[Plan, Unit]:
     """Do every unit; the plan afterwards and its fine-tuning."""
     storage = open_storage(sweep.storage)
     plan, session = make_plan(sweep, storage), Session(sweep, torch.device("cpu"))
-    apart = plan.epochs_apart()
+    apart = plan.works_apart()
     for unit in plan.missing_units():
-        trial.run_unit(session, unit, plan.missing_works(unit), apart.get(unit.key, ()))
+        trial.run_unit(session, unit, plan.missing_works(unit), apart.get(unit.key, {}))
     plan = make_plan(sweep, storage)
     return plan, next(unit for unit in plan.units if unit.kind == "fine_tune")
 
