@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from raysft.spec.mistakes import describe
 from raysft.spec.recipe import Frozen, MicroRecipe
 from raysft.spec.resources import Held, Resources
 from raysft.spec.shape import ModelShape
@@ -345,7 +345,8 @@ class Sweep(Frozen):
                 try:
                     self.resources_of(model.name, method.name)
                 except ValidationError as error:
-                    raise ValueError(f"resources.rules: {model.name} x {method.name}: {_describe(error)}") from error
+                    where = f"resources.rules: {model.name} x {method.name}"
+                    raise ValueError(f"{where}: {describe(error, Held)}") from error
         return self
 
     @model_validator(mode="after")
@@ -396,7 +397,7 @@ def parse_sweep(content: dict[Any, Any], where: str) -> Sweep:
     try:
         return Sweep.model_validate(content)
     except ValidationError as error:
-        raise SpecError(f"{where}: {_describe(error)}") from error
+        raise SpecError(f"{where}: {describe(error, Sweep)}") from error
 
 
 def resolved_yaml(sweep: Sweep) -> str:
@@ -415,46 +416,6 @@ def _check_names(where: str, wanted: tuple[str, ...], entries: tuple[Any, ...]) 
     for name in wanted:
         if name not in valid:
             raise ValueError(f"{where}: unknown name {name!r}; valid: {', '.join(valid)}")
-
-
-def _describe(error: ValidationError) -> str:
-    """Every mistake that pydantic found, as `path: problem, found value`, on one line."""
-    mistakes = error.errors(include_url=False)
-    paths = [mistake["loc"] for mistake in mistakes]
-    lines = []
-    for mistake in mistakes:
-        loc = mistake["loc"]
-        follows_from_another = any(other != loc and other[: len(loc)] == loc for other in paths)
-        if mistake["type"] == "too_short" and follows_from_another:
-            continue  # pydantic counts the entries that were valid, so a wrong entry makes its list short as well
-        path = ".".join(str(part) for part in loc)
-        lines.append(f"{path}: {_problem(mistake)}" if path else _problem(mistake))
-    return " ".join("; ".join(lines).split())
-
-
-def _problem(mistake: Any) -> str:
-    if mistake["type"] == "extra_forbidden":
-        return f"unknown field; valid: {', '.join(_fields_beside(mistake['loc']))}"
-    message = str(mistake["msg"]).removeprefix("Value error, ")
-    if mistake["type"] == "missing" or isinstance(mistake["input"], (dict, list)):
-        return message
-    return f"{message}, found {mistake['input']!r}"
-
-
-def _fields_beside(loc: tuple[int | str, ...]) -> list[str]:
-    """Fields of the model that holds the last part of `loc`."""
-    model: type[BaseModel] = Sweep
-    for part in loc[:-1]:
-        if isinstance(part, str) and part in model.model_fields:
-            model = next(_models_in(model.model_fields[part].annotation), model)
-    return list(model.model_fields)
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models_in(argument)
 
 
 def _absolute(sweep: Sweep, folder: Path) -> Sweep:
