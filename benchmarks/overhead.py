@@ -40,7 +40,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "RAY_AUTH_MODE": "disabled",
     "TQDM_DISABLE": "1",
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
 
@@ -90,12 +90,12 @@ def start_ray() -> None:
 
 def run_ours(plan: Plan) -> list[dict[str, float]]:
     """End and training seconds of each trial, by the driver of a sweep."""
+    from raysft.cluster.retries import UnitDeath
     from raysft.cluster.sweep import UnitOutcome, run_sweep
-    from raysft.spec.plan import Unit
 
     ended: list[dict[str, float]] = []
 
-    def watch(outcome: UnitOutcome | Unit) -> None:
+    def watch(outcome: UnitOutcome | UnitDeath) -> None:
         assert isinstance(outcome, UnitOutcome)
         assert not outcome.failures
         ended.append({"at": time.monotonic(), "train_s": outcome.seconds["train"]})

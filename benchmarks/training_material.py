@@ -28,7 +28,7 @@ from transformers import (
 from raysft.corpus.example import Example
 from raysft.corpus.sources import all_examples
 from raysft.corpus.tokenize import tokenise_examples
-from raysft.spec.sweep import DatasetSpec
+from raysft.spec.datasets import DatasetSpec
 from raysft.spec.templates import Template
 
 SEED = 0

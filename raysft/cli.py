@@ -7,21 +7,20 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from raysft.spec.memory import memory_needs, too_large
-from raysft.spec.plan import Plan, is_up_to_date, make_plan, nothing_missing
-from raysft.spec.size import POLICIES, decimal, retention
-from raysft.spec.sweep import Sweep, load_sweep
+from raysft.console.plan import plan_facts, print_plan
+from raysft.spec.cost import estimate
+from raysft.spec.mistakes import shown
+from raysft.spec.plan import is_up_to_date, make_plan, nothing_missing
+from raysft.spec.sweep import SpecError, Sweep, load_sweep
 from raysft.store.layout import REPORT_FILE, Storage, StorageError, open_storage
-from raysft.store.results import read_failures
 
 app = typer.Typer(
     help="Supervised fine-tuning in bulk: one YAML, a Ray cluster, Arrow tables and a report.",
@@ -29,7 +28,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(highlight=False, soft_wrap=True)
+# Names, paths and messages are printed as they are: `[/INST]` is no closing tag of rich, and `:x:` no emoji.
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 SweepFile = Annotated[Path, typer.Argument(metavar="SWEEP", help="The sweep's YAML.", show_default=False)]
 StorageOption = Annotated[str | None, typer.Option("--storage", help="Use this storage in place of the YAML's.")]
@@ -45,7 +45,7 @@ def user_errors() -> Iterator[None]:
     except ValueError as error:
         if type(error).__module__.partition(".")[0] != "raysft":
             raise
-        typer.echo(f"raysft: {error}", err=True)
+        typer.echo(f"raysft: {shown(error, 4000)}", err=True)
         raise typer.Exit(2) from error
 
 
@@ -58,7 +58,11 @@ def init(
         typer.echo(f"raysft: {file} is there already, and is left as it is", err=True)
         raise typer.Exit(2)
     text = (Path(__file__).parent / "spec" / "starter.yaml").read_text(encoding="utf-8")
-    file.write_text(text.replace("{file}", str(file)), encoding="utf-8")
+    try:
+        file.write_text(text.replace("{file}", str(file)), encoding="utf-8")
+    except OSError as error:
+        typer.echo(f"raysft: {shown(file)}: cannot be written ({error.strerror})", err=True)
+        raise typer.Exit(2) from error
     console.print(f"Wrote {file}. Name your models and data in it, then: raysft plan {file}")
 
 
@@ -67,11 +71,13 @@ def plan(sweep: SweepFile, storage: StorageOption = None, as_json: JsonOption = 
     """Show a sweep's trials and checkpoints, why there are so many, and what of it is done. Touches no network."""
     with user_errors():
         loaded = load_sweep(sweep, storage)
-        made = make_plan(loaded, _readable_storage(loaded))
+        readable = _readable_storage(loaded)
+        made = make_plan(loaded, readable)
+        costs = estimate(made, readable)
         if as_json:
-            typer.echo(json.dumps(_plan_facts(made), indent=1))
+            typer.echo(json.dumps(plan_facts(made, costs), indent=1))
             return
-        _print_plan(made)
+        print_plan(console, made, costs, compared=readable is not None)
 
 
 @app.command()
@@ -93,6 +99,9 @@ def run(
             console.print(nothing_missing(made))
             console.print(f"Report: {opened.path(REPORT_FILE)}")
             return
+        from raysft.cluster.address import check_cluster
+
+        check_cluster(address)
         from raysft.cluster.pipeline import run_everything
 
         total = len(made.missing_units())
@@ -156,24 +165,42 @@ def embed(sweep: SweepFile, storage: StorageOption = None, address: AddressOptio
 
 
 @app.command()
-def status(sweep: SweepFile, storage: StorageOption = None, as_json: JsonOption = False) -> None:
-    """Show done, failed and missing work, from the storage alone: no cluster is needed."""
+def status(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="SWEEP|STORAGE|URL",
+            help="A sweep's YAML, a storage, or a cluster's job server as http://HEAD:8265.",
+            show_default=False,
+        ),
+    ],
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew until all is done, or Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks of --watch.")] = 5.0,
+) -> None:
+    """Show done, failed and missing work and what it costs, from the storage alone: no cluster is needed.
+
+    A storage is read as the sweep it was last run with. Of a job server, its submissions are listed.
+    """
     with user_errors():
-        loaded = load_sweep(sweep, storage)
-        opened = open_storage(loaded.storage)
-        made = make_plan(loaded, opened)
-        failures = _open_failures(made, opened)
-        if as_json:
-            typer.echo(json.dumps({**_plan_facts(made), "failures": failures}, indent=1))
+        if target.startswith(("http://", "https://")):
+            _show_jobs(target, storage, as_json, watch)
             return
-        table = Table("stage", "done", "failed", "missing")
-        for stage, (done, planned) in made.count_by_stage().items():
-            failed = sum(failure["stage"] == stage for failure in failures)
-            table.add_row(stage, str(done), str(failed or ""), str(planned - done - failed or ""))
-        console.print(table)
-        for failure in failures:
-            console.print(f"{failure['subject']}: {failure['stage']}: {failure['message']} ({failure['log']})")
-        _print_damaged(made)
+        from raysft.console.status import observe, status_facts, status_lines
+
+        observer = observe(target, storage)
+        if watch:
+            from raysft.console.watch import watch as keep_watching
+
+            keep_watching(observer, console, every)
+            return
+        progress = observer.look()
+        if as_json:
+            typer.echo(json.dumps(status_facts(progress), indent=1))
+            return
+        for part in status_lines(progress):
+            console.print(part)
 
 
 @app.command()
@@ -240,97 +267,28 @@ def _readable_storage(sweep: Sweep) -> Storage | None:
     return open_storage(sweep.storage) if "://" not in sweep.storage else None
 
 
+def _show_jobs(address: str, storage: str | None, as_json: bool, watch: bool) -> None:
+    """The submissions of a job server, and how far their sweeps are."""
+    if storage is not None or watch:
+        option = "--watch" if watch else "--storage"
+        raise SpecError(f"{option} belongs to one sweep: give its YAML or its storage, found the job server {address}")
+    from raysft.cluster.submit import JobServer
+    from raysft.console.jobs import job_facts, job_notes, job_table, look_at_storages
+
+    found = JobServer(address).all_submissions()
+    looks = look_at_storages(found)
+    if as_json:
+        typer.echo(json.dumps(job_facts(found, looks), indent=1))
+        return
+    for part in (job_table(found, looks), *job_notes(looks)):
+        console.print(part)
+
+
 def _with_tables(sweep: Sweep) -> Storage:
     storage = open_storage(sweep.storage)
     if not storage.exists("tables", "trials.parquet"):
         raise StorageError(f"{storage.path('tables')}: no tables yet; `raysft reduce` makes them")
     return storage
-
-
-def _plan_facts(made: Plan) -> dict[str, Any]:
-    return {
-        "sweep": made.sweep.name,
-        "storage": made.sweep.storage,
-        "trials": len(made.trials),
-        "checkpoints": sum(len(trial.measured) for trial in made.trials),
-        "blocks": [vars(block) for block in made.blocks],
-        "stages": {
-            stage: {"done": done, "planned": planned} for stage, (done, planned) in made.count_by_stage().items()
-        },
-        "checkpoint_storage": [asdict(retention(made.sweep, made.trials, keep)) for keep in POLICIES],
-        "worker_memory": [
-            {"model": need.model, "method": need.method, "trials": need.trials, "bytes": round(need.bytes)}
-            for need in memory_needs(made.sweep, made.trials)
-        ],
-        "missing_units": [str(unit) for unit in made.missing_units()],
-        "damaged": list(made.damaged),
-    }
-
-
-def _print_plan(made: Plan) -> None:
-    blocks = Table("block", "is", "trials", "checkpoints", "of them new", title=made.sweep.name)
-    for block in made.blocks:
-        counts = (str(block.trials), str(block.checkpoints), str(block.new_checkpoints))
-        blocks.add_row(block.name, block.factors, *counts)
-    console.print(blocks)
-    checkpoints = sum(len(trial.measured) for trial in made.trials)
-    console.print(f"{len(made.trials)} trials, {checkpoints} fine-tuned checkpoints to measure")
-    stages = Table("stage", "done", "missing")
-    for stage, (done, planned) in made.count_by_stage().items():
-        stages.add_row(stage, str(done), str(planned - done))
-    console.print(stages)
-    _print_sizes(made)
-    looked = "" if _readable_storage(made.sweep) else " (not looked at: a plan uses no network; see `raysft status`)"
-    console.print(f"{len(made.missing_units())} units of work are missing in {made.sweep.storage}{looked}")
-    moving = ", ".join(_moving_revisions(made.sweep))
-    if moving:
-        console.print(f"Revision main moves with the hub; pin a commit, so that the sweep can be repeated: {moving}")
-    _print_damaged(made)
-
-
-def _print_sizes(made: Plan) -> None:
-    """What the checkpoints take under each policy, and what a training step needs of a worker."""
-    table = Table("checkpoints.keep", "checkpoints", "storage")
-    for keep in POLICIES:
-        kept = retention(made.sweep, made.trials, keep)
-        size = decimal(kept.bytes) if kept.bytes_meanwhile else "unknown"
-        if kept.bytes_meanwhile > kept.bytes:
-            size += f", {decimal(kept.bytes_meanwhile)} until the run ends"
-        chosen = " (chosen)" if keep == made.sweep.checkpoints.keep else ""
-        table.add_row(keep + chosen, f"{kept.checkpoints:,}", size)
-    console.print(table)
-    unknown = retention(made.sweep, made.trials, "last").unknown
-    if unknown:
-        console.print(f"Not in it, size unknown for (their `shape` would tell): {', '.join(unknown)}")
-    largest = max(memory_needs(made.sweep, made.trials), key=lambda need: need.bytes, default=None)
-    if largest is not None:
-        console.print(
-            f"A training step needs up to {decimal(largest.bytes)} of a worker ({largest.model} x {largest.method})"
-        )
-    for line in too_large(made.sweep, made.missing_trials()):
-        console.print(line)
-
-
-def _moving_revisions(sweep: Sweep) -> list[str]:
-    """Hub names without a pinned revision: their key says `main`, whatever main was when they were loaded."""
-    models = [f"models.{model.name}" for model in sweep.models if model.hub and model.revision == "main"]
-    return models + [f"datasets.{data.name}" for data in sweep.datasets if data.hub and data.revision == "main"]
-
-
-def _print_damaged(made: Plan) -> None:
-    for path in made.damaged:
-        console.print(f"{path}: truncated; `raysft run` moves it aside and redoes it")
-
-
-def _open_failures(made: Plan, storage: Storage) -> list[dict[str, Any]]:
-    """The latest failure of each work that is not done."""
-    recorded = {(stage, key) for stage in storage.names("failures") for key in storage.names("failures", stage)}
-    latest = []
-    for work in made.works():
-        if not made.is_done(work) and (work.stage, work.key) in recorded:
-            failure = read_failures(storage, work.stage, work.key)[-1]
-            latest.append({**failure, "subject": str(work.subject)})
-    return latest
 
 
 def job(command: str) -> None:

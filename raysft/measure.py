@@ -21,18 +21,28 @@ from raysft.session import Session
 from raysft.spec.plan import SHIPPED_TEXTS, Work
 from raysft.spec.templates import training_template
 from raysft.store.results import Cost, commit_result
+from raysft.training.loop import EpochStats
 
 
 @dataclass
 class Report:
-    """What a unit did: seconds by stage, results committed, failures recorded."""
+    """What a unit did: seconds by stage, results committed, failures recorded, its training's tokens and seconds."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     committed: int = 0
     failures: list[dict[str, Any]] = field(default_factory=list)
+    tokens: int = 0
+    supervised_tokens: int = 0
+    trained_s: float = 0.0
 
     def add_seconds(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    def add_training(self, epoch: EpochStats, earlier: EpochStats | None, seconds: float) -> None:
+        """Count an epoch that was trained in so many seconds, less what another process did of it before."""
+        self.tokens += epoch.tokens - (earlier.tokens if earlier else 0)
+        self.supervised_tokens += epoch.supervised_tokens - (earlier.supervised_tokens if earlier else 0)
+        self.trained_s += seconds
 
 
 class Bench:

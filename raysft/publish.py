@@ -6,8 +6,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow.fs as pafs
-
 from raysft.report.page import write_report
 from raysft.store.layout import Storage
 from raysft.study.run import run_study
@@ -33,9 +31,9 @@ def _with_local_folders(storage: Storage, last: str, make: Callable[[Path], obje
     if storage.is_local:
         make(storage.local_path())
         return
-    local = pafs.LocalFileSystem()
     with tempfile.TemporaryDirectory() as scratch:
-        pafs.copy_files(storage.path("tables"), f"{scratch}/tables", storage.filesystem, local)
-        make(Path(scratch))
+        root = Path(scratch)
+        storage.download(root / "tables", "tables")
+        make(root)
         for folder in dict.fromkeys(("study", last)):
-            pafs.copy_files(f"{scratch}/{folder}", storage.path(folder), local, storage.filesystem)
+            storage.upload(root / folder, folder)

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from raysft.spec.plan import Plan, Subject, Unit, Work, divergence_work, make_plan
 from raysft.spec.sweep import Sweep
-from raysft.store.layout import Storage, StorageError
+from raysft.store.layout import DamagedError, Storage
+from raysft.store.lease import DRIVER
 from raysft.store.results import conform, read_failures, read_result, result_path
 from raysft.store.schema import DIVERGED, IDENTITY, SCORE_COLUMNS, TABLES
 
@@ -46,7 +47,10 @@ class Reduced:
 
 
 def reduce_sweep(sweep: Sweep, storage: Storage) -> Reduced:
-    """Assemble the tables of a sweep into `tables/` of its storage."""
+    """Assemble the tables of a sweep into `tables/` of its storage.
+
+    StorageError where the storage cannot be read, or holds results of a newer version of this package.
+    """
     plan = make_plan(sweep, storage)
     works = [work for work in plan.works() if plan.is_done(work)]
     unreadable: dict[str, str] = {path: f"{path}: truncated" for path in plan.damaged}
@@ -54,7 +58,7 @@ def reduce_sweep(sweep: Sweep, storage: Storage) -> Reduced:
     def read(work: Work) -> pa.Table | None:
         try:
             return read_result(storage, work.stage, work.key)
-        except StorageError as error:
+        except DamagedError as error:
             unreadable[result_path(work.stage, work.key)] = str(error)
             return None
 
@@ -122,7 +126,7 @@ def _training(results: Iterable[tuple[Work, pa.Table]]) -> Iterator[tuple[str, l
 
 
 def _failures(plan: Plan, storage: Storage) -> pa.Table:
-    """Every recorded failure of the sweep's works, in the plan's order."""
+    """Every recorded failure of the sweep's works, in the plan's order, and then the deaths of its drivers."""
     recorded = {(stage, key) for stage in storage.names("failures") for key in storage.names("failures", stage)}
     rows = [
         {
@@ -135,6 +139,9 @@ def _failures(plan: Plan, storage: Storage) -> pa.Table:
         if (work.stage, work.key) in recorded
         for record in read_failures(storage, work.stage, work.key)
     ]
+    nothing = dict.fromkeys(IDENTITY.names) | {"resolved": True, DIVERGED.name: False}
+    deaths = [record for stage, key in recorded if stage == DRIVER for record in read_failures(storage, stage, key)]
+    rows += [{**nothing, **record} for record in sorted(deaths, key=lambda record: record["at"])]
     names = TABLES["failures"].names
     return pa.Table.from_pylist([{name: row[name] for name in names} for row in rows], schema=TABLES["failures"])
 

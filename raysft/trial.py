@@ -24,7 +24,7 @@ from raysft.spec.grid import Trial
 from raysft.spec.plan import Unit, Work, divergence_work
 from raysft.spec.size import kept_epochs
 from raysft.store.checkpoints import delete_folder, local_folder, sound_folder, write_folder
-from raysft.store.layout import StorageError, checkpoint_folder, model_folder
+from raysft.store.layout import StorageAccessError, StorageError, checkpoint_folder, model_folder
 from raysft.store.results import result_path
 from raysft.store.schema import DIVERGENCE, PRETRAIN, TRAINING
 from raysft.training.loop import DivergenceError, EpochStats, Hooks, Job, Progress, train
@@ -37,6 +37,10 @@ RESUME_EVERY_S = 60.0
 Told = Callable[[str], None]
 
 
+class InterruptedTrainingError(Exception):
+    """A training kept its state and stopped, because its process has to go; another process goes on with it."""
+
+
 def run_unit(
     session: Session,
     unit: Unit,
@@ -44,10 +48,13 @@ def run_unit(
     epochs_apart: Collection[int] = (),
     ranks: Ranks = ALONE,
     progress: Told = lambda _: None,
+    has_to_go: Callable[[], bool] = lambda: False,
 ) -> Report:
-    """Do the missing `works` of a unit. Failures are recorded in the storage and in the report, not raised.
+    """Do the missing `works` of a unit. Failures are recorded in the storage and in the report, not raised; only those
+    of the storage are (StorageAccessError), and all of them in one of several `ranks`.
 
     `epochs_apart`: those at whose end a training leaves a checkpoint, which is not there, for another unit to measure.
+    `has_to_go` is asked before each step; if it says yes, InterruptedTrainingError ends the unit, to be resumed.
     """
     report = Report()
     bench = Bench(session, report, unit.shape.size[0])
@@ -60,16 +67,19 @@ def run_unit(
             _measure_checkpoint(bench, unit, works)
         else:
             assert unit.trial is not None
-            _FineTuning(bench, unit.trial, works, epochs_apart, ranks, progress).run()
+            _FineTuning(bench, unit.trial, works, epochs_apart, ranks, progress, has_to_go).run()
+    except (InterruptedTrainingError, StorageAccessError):
+        session.bases.drop()
+        raise  # nothing of the unit's own: it is tried again
     except Exception as error:  # whatever stopped it, it is recorded under what it was to make
         session.bases.drop()
-        bench.fail(_first_missing(session, works), error)
         if ranks.count > 1:
-            raise  # the other ranks wait in a collective: the group has to be torn down
+            raise  # the group has to be torn down, for others wait in a collective; who started it records what it was
+        bench.fail(first_missing(session, works), error)
     return report
 
 
-def _first_missing(session: Session, works: Sequence[Work]) -> Work:
+def first_missing(session: Session, works: Sequence[Work]) -> Work:
     """The first work that is not committed: what a unit that broke was about to make."""
     missing = (work for work in works if not session.storage.exists(result_path(work.stage, work.key)))
     return next(missing, works[0])
@@ -84,7 +94,8 @@ def _pretrain(bench: Bench, unit: Unit, works: Sequence[Work], progress: Told) -
 
     def save(folder: Path) -> None:
         def told(step: int, steps: int, loss: float) -> None:
-            progress(f"step {step}/{steps}, loss {loss:.3f}")
+            if step % max(1, steps // 10) == 0:
+                progress(f"step {step}/{steps}, loss {loss:.3f}")
 
         made.append(pretrain(recipe, folder, told))
 
@@ -136,7 +147,9 @@ class _FineTuning:
         epochs_apart: Collection[int],
         ranks: Ranks,
         progress: Told,
+        has_to_go: Callable[[], bool],
     ) -> None:
+        self.has_to_go = has_to_go
         self.bench = bench
         self.session = bench.session
         self.storage = bench.session.storage
@@ -180,10 +193,12 @@ class _FineTuning:
         engine = self._engine(tuned)
         if state is not None:
             engine.load_optimizer(state.own)
-        run = _Run(self, tuned, engine, state.history if state is not None else [])
+        progress = state.progress if state is not None else Progress()
+        run = _Run(self, tuned, engine, state.history if state is not None else [], progress.running)
         diverged = False
         try:
-            train(engine, self._job(tuned), run.hooks(), state.progress if state is not None else Progress())
+            if not train(engine, self._job(tuned), run.hooks(), progress):
+                raise InterruptedTrainingError("its process has to go; the state of its training is kept")
         except DivergenceError as error:
             if error.last_good is not None:
                 self.resume.save(tuned, engine, run.history, error.last_good)
@@ -236,22 +251,36 @@ class _FineTuning:
 
 
 class _Run:
-    """What happens between the epochs and steps of one training: checkpoints, measurements, states to resume from."""
+    """What happens between the epochs and steps of one training: checkpoints, measurements, states to resume from.
 
-    def __init__(self, trial: _FineTuning, tuned: Tuned, engine: Engine, history: list[EpochStats]) -> None:
+    `earlier` is what another process did of the epoch in flight.
+    """
+
+    def __init__(
+        self,
+        trial: _FineTuning,
+        tuned: Tuned,
+        engine: Engine,
+        history: list[EpochStats],
+        earlier: EpochStats | None,
+    ) -> None:
         self.owner = trial
         self.tuned = tuned
         self.engine = engine
         self.history = history
+        self.earlier = earlier
         self.train_s = 0.0
         self.started = self.saved_at = time.perf_counter()
 
     def hooks(self) -> Hooks:
-        return Hooks(epoch_ended=self._epoch_ended, should_save=self._should_save, save=self._save)
+        return Hooks(self._epoch_ended, self.owner.has_to_go, self._should_save, self._save)
 
     def _epoch_ended(self, stats: EpochStats) -> None:
         owner, epoch = self.owner, stats.at_epoch
-        self.train_s += time.perf_counter() - self.started
+        seconds = time.perf_counter() - self.started
+        self.train_s += seconds
+        owner.bench.report.add_training(stats, self.earlier, seconds)
+        self.earlier = None
         self.history.append(stats)
         owner.progress(f"epoch {epoch}/{owner.trial.epochs}, loss {stats.loss:.3f}")
         if epoch in owner.kept:
@@ -272,7 +301,7 @@ class _Run:
         owner.bench.report.add_seconds("checkpoint", time.perf_counter() - started)
 
     def _should_save(self) -> bool:
-        return time.perf_counter() - self.saved_at > RESUME_EVERY_S
+        return self.owner.has_to_go() or time.perf_counter() - self.saved_at > RESUME_EVERY_S
 
     def _save(self, progress: Progress) -> None:
         started = time.perf_counter()

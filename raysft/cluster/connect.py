@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray._private.state import state as ray_state
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.tune.execution import class_cache
 
+from raysft.cluster.address import check_cluster
 from raysft.cluster.admission import Node, fits
+from raysft.cluster.draining import draining_nodes
+from raysft.cluster.node_types import autoscaled_node_types
 from raysft.spec.plan import Unit
 from raysft.spec.sweep import SpecError
 
 _NODE_GROUP = "ray.io/node-group"
-_MOST_NODES = 1000  # of a group without a limit
 
 # Read when a worker starts: progress bars would fill the logs of a thousand trials, and tokenizers' own threads fight
 # with the trials that share the machine.
@@ -24,12 +28,18 @@ _WORKER_ENVIRONMENT = {
     "TQDM_DISABLE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": os.environ.get("RAY_TRAIN_ENABLE_STATE_TRACKING", "1"),
 }
 
 
 # Tune's own result files are turned off below, and it warns of every one that is missing.
 logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
+
+# Tune would hand the driver's AWS keys to its workers in a runtime environment, which Ray writes into its logs. Every
+# node has credentials of its own, in its environment or by its role.
+class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+    {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN"}
+)
 
 
 @contextmanager
@@ -41,6 +51,7 @@ def connected(address: str | None, dashboard: bool = False) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    check_cluster(address)
     address = address or os.environ.get("RAY_ADDRESS")
     runtime_env: dict[str, Any] = {"env_vars": _WORKER_ENVIRONMENT}
     options: dict[str, Any] = {"runtime_env": runtime_env, "log_to_driver": False, "logging_level": "warning"}
@@ -65,16 +76,33 @@ def connected(address: str | None, dashboard: bool = False) -> Iterator[None]:
 
 
 def cluster_nodes() -> list[Node]:
-    """The nodes of the cluster that are alive, and those that its autoscaler may still add."""
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    there = [_node(node["Resources"], node["Labels"]) for node in alive]
-    config = ray_state.get_cluster_config()  # no public call says what an autoscaler may add
-    for group in config.node_group_configs if config is not None else ():
-        running = sum(node["Labels"].get(_NODE_GROUP) == group.name for node in alive)
-        most = _MOST_NODES if group.max_count < 0 else min(group.max_count, _MOST_NODES)
-        labels = {**group.labels, _NODE_GROUP: group.name}
-        there += [_node(group.resources, labels)] * max(0, most - running)
+    """The nodes of the cluster that are alive and stay, and those that its autoscaler may still add.
+
+    SpecError if it has an autoscaler whose configuration cannot be read.
+    """
+    gcs_address = ray.get_runtime_context().gcs_address
+    draining = draining_nodes()
+    there = [
+        _node(node["Resources"], node["Labels"])
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] not in draining
+    ]
+    try:
+        types = autoscaled_node_types(gcs_address)
+    except OSError as error:
+        raise SpecError(f"the autoscaler's node types cannot be read ({' '.join(str(error).split())})") from error
+    running = _running_types(gcs_address, draining) if types else Counter[str]()
+    for kind in types:
+        node = Node(kind.cpus, kind.gpus, tuple(sorted({**dict(kind.labels), _NODE_GROUP: kind.name}.items())))
+        there += [node] * max(0, kind.most - running[kind.name])
     return there
+
+
+def _running_types(gcs_address: str, draining: Container[str]) -> Counter[str]:
+    """How many nodes of each type stay: by what they report, as not every provider labels them with it."""
+    status = get_cluster_status(gcs_address)
+    running = (*status.active_nodes, *status.idle_nodes)
+    return Counter(node.ray_node_type_name for node in running if node.node_id not in draining)
 
 
 def _node(resources: Mapping[str, float], labels: Mapping[str, str]) -> Node:

@@ -9,15 +9,20 @@ from statistics import median
 
 from raysft.cluster.connect import connected
 from raysft.cluster.embed import run_geometry
-from raysft.cluster.sweep import SweepOutcome, UnitOutcome, run_sweep
+from raysft.cluster.metrics import exported_metrics
+from raysft.cluster.retries import UnitDeath
+from raysft.cluster.sweep import SweepOutcome, UnitOutcome, Watcher, run_sweep
 from raysft.preflight import check_sweep
 from raysft.publish import make_report
 from raysft.reduce import Reduced, reduce_sweep
+from raysft.spec.digests import keep_digests
+from raysft.spec.keys import text_digest
 from raysft.spec.memory import too_large
-from raysft.spec.plan import Plan, Unit, is_up_to_date, make_plan, nothing_missing
+from raysft.spec.plan import Plan, is_up_to_date, make_plan, nothing_missing
 from raysft.spec.sweep import Sweep, resolved_yaml
 from raysft.store.checkpoints import delete_folder
 from raysft.store.layout import REPORT_FILE, REPORT_SPEC_FILE, SPEC_FILE, Storage, checkpoint_folder, open_storage
+from raysft.store.lease import Lease, driving
 from raysft.store.results import set_aside
 
 Say = Callable[[str], None]
@@ -38,7 +43,7 @@ def run_everything(
     """Run what is missing of a sweep and bring its tables, study and report up to date.
 
     `say` gets lines for people; `advance` is called once for each unit that ended. Raises SpecError or StorageError
-    before any worker starts, for what can be known then.
+    before any worker starts, for what can be known then, and for a storage that another driver works on.
     """
     storage = open_storage(sweep.storage)
     plan = make_plan(sweep, storage)
@@ -47,10 +52,19 @@ def run_everything(
         say(nothing_missing(plan))
         return RunResult(0, (), report)
     check_sweep(plan, storage)
+    with driving(storage, sweep.name, text_digest(resolved_yaml(sweep)), say) as lease:
+        return _run_missing(sweep, storage, lease, address, dashboard, say, advance)
+
+
+def _run_missing(
+    sweep: Sweep, storage: Storage, lease: Lease, address: str | None, dashboard: bool, say: Say, advance: Say
+) -> RunResult:
+    plan, report = make_plan(sweep, storage), storage.path(REPORT_FILE)  # another driver may just have ended
     for line in too_large(sweep, plan.missing_trials()):
         say(line)
     storage.delete(REPORT_SPEC_FILE)  # from here to the end of the report, a kill leaves a report to be made again
     storage.write_bytes(resolved_yaml(sweep).encode(), SPEC_FILE)
+    keep_digests(storage)
     for path in plan.damaged:
         say(f"{path}: truncated; moved aside, to be redone")
     set_aside(storage, plan.damaged)
@@ -59,11 +73,14 @@ def run_everything(
         say("No result is missing, but the tables are of another version of this sweep")
         return RunResult(0, tuple(reduce_and_report(sweep, storage, say)), report)
     say(f"{len(units)} units to run, {len(geometry)} intrinsic dimensions to estimate; results go to {storage.uri}")
-    with connected(address, dashboard):
-        outcome = run_sweep(plan, storage, _watcher(len(units), say, advance))
+    with connected(address, dashboard), exported_metrics(plan, storage) as metrics:
+        watch = _both(metrics.ended, _watcher(len(units), say, advance))
+        outcome = run_sweep(plan, storage, watch, metrics.started, lease.check)
+        metrics.units_over(outcome.blocked)
         lines = _failure_lines(outcome)
         if geometry:
             failed = run_geometry(make_plan(sweep, storage), storage, say)
+            metrics.failed(failed)
             lines += [f"{failure['stage']} {failure['key']}: {failure['message']}" for failure in failed]
     _forget_weights(sweep, storage)
     _say_overhead(outcome, say)
@@ -96,21 +113,36 @@ def _put_unreadable_aside(storage: Storage, reduced: Reduced) -> list[str]:
     return [f"{line}; moved aside, run again to redo it" for line in reduced.unreadable]
 
 
-def _watcher(total: int, say: Say, advance: Say) -> Callable[[UnitOutcome | Unit], None]:
+def _both(first: Watcher, second: Watcher) -> Watcher:
+    def watch(ended: UnitOutcome | UnitDeath) -> None:
+        first(ended)
+        second(ended)
+
+    return watch
+
+
+def _watcher(total: int, say: Say, advance: Say) -> Watcher:
     done = 0
 
-    def watch(ended: UnitOutcome | Unit) -> None:
+    def watch(ended: UnitOutcome | UnitDeath) -> None:
         nonlocal done
+        if isinstance(ended, UnitDeath) and ended.again:
+            say(f"[{done}/{total}] {ended.unit}: {_death_line(ended)}; tried again")
+            return
         done += 1
-        if isinstance(ended, Unit):
-            say(f"[{done}/{total}] {ended}: its process died")
+        if isinstance(ended, UnitDeath):
+            say(f"[{done}/{total}] {ended.unit}: {_death_line(ended)}; FAILED")
         else:
             spent = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in ended.seconds.items() if seconds >= 0.05)
             failed = f"; {len(ended.failures)} FAILED" if ended.failures else ""
             say(f"[{done}/{total}] {ended.unit}: {ended.wall_s:.1f} s ({spent}){failed}")
-        advance(str(ended.unit if isinstance(ended, UnitOutcome) else ended))
+        advance(str(ended.unit))
 
     return watch
+
+
+def _death_line(ended: UnitDeath) -> str:
+    return f"{type(ended.death).__name__} ({str(ended.death)[:200]})"
 
 
 def _failure_lines(outcome: SweepOutcome) -> list[str]:

@@ -24,35 +24,46 @@ class ReadyQueue(Searcher):
 
     A unit whose base model is still being pretrained waits; if that failed, it is dropped and listed in `blocked`. One
     that measures a checkpoint waits until the training has committed it (`is_stored`, which looks at the storage); if
-    the training ended without it, it is dropped, and the record of the training says why.
+    the training ended without it, it is dropped, and the record of the training says why. A unit whose process died
+    comes back to its place, if it is to be tried again, and finds the room that there is then. While `may_start` says
+    no, nothing is handed out.
     """
 
     def __init__(
-        self, units: Iterable[Unit], nodes: Callable[[], Sequence[Node]], is_stored: Callable[[Unit], bool]
+        self,
+        units: Iterable[Unit],
+        nodes: Callable[[], Sequence[Node]],
+        is_stored: Callable[[Unit], bool],
+        may_start: Callable[[], bool] = lambda: True,
     ) -> None:
         super().__init__(metric="committed", mode="max")
         ordered = sorted(units, key=lambda unit: (_FIRST.get(unit.kind, 2), [-amount for amount in unit.shape.size]))
+        self._place = {unit.key: place for place, unit in enumerate(ordered)}
         self._waiting = {unit.key: unit for unit in ordered}
+        self._may_start = may_start
         self._nodes = nodes
         self._admission = Admission(nodes())
         self._is_stored = is_stored
         self._stored: set[str] = set()
         self._looked_at = float("-inf")
         self._running: dict[str, Unit] = {}
+        self._died: dict[str, Unit] = {}  # and what becomes of them is not yet decided
         self._unmade = {unit.model for unit in ordered if unit.kind == "pretrain"}
         self._untrained = {unit.key for unit in ordered if unit.kind == "fine_tune"}
         self._failed: set[str] = set()
         self.blocked: list[Unit] = []
 
     def suggest(self, trial_id: str) -> dict[str, str] | str | None:
-        """Configuration of the next unit; None while none is ready or fits."""
+        """Configuration of the next unit; None while none is ready or fits, or while one that runs may come back."""
         self._drop_blocked()
         if time.monotonic() - self._looked_at > _LOOK_EVERY_S:
             self._admission.nodes = self._nodes()
             self._look_for_checkpoints()
             self._looked_at = time.monotonic()
         if not self._waiting:
-            return str(Searcher.FINISHED)
+            return str(Searcher.FINISHED) if self.is_finished else None
+        if not self._may_start():
+            return None
         ready = ((key, unit.shape) for key, unit in self._waiting.items() if self._is_ready(unit))
         chosen = self._admission.choose(ready)
         if chosen is None:
@@ -61,13 +72,35 @@ class ReadyQueue(Searcher):
         return {"unit": chosen}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """A trial ended. After an error, `retry` or `give_up` has to say what becomes of its unit."""
         unit = self._running.pop(trial_id, None)
         if unit is None:
             return
         self._admission.ended(unit.key)
+        if error:
+            self._died[trial_id] = unit
+        else:
+            self._ended(unit, made=result is not None and not result["failures"])
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every unit has ended or been dropped."""
+        return not (self._waiting or self._running or self._died)
+
+    def retry(self, trial_id: str) -> None:
+        """Put the unit of a trial that died back in its place."""
+        unit = self._died.pop(trial_id)
+        waiting = {**self._waiting, unit.key: unit}
+        self._waiting = {key: waiting[key] for key in sorted(waiting, key=self._place.__getitem__)}
+
+    def give_up(self, trial_id: str) -> None:
+        """The unit of a trial that died is not tried again."""
+        self._ended(self._died.pop(trial_id), made=False)
+
+    def _ended(self, unit: Unit, made: bool) -> None:
         if unit.kind == "pretrain":
             self._unmade.discard(unit.model)
-            if error or not result or result["failures"]:
+            if not made:
                 self._failed.add(unit.model)
         if unit.kind == "fine_tune":
             self._untrained.discard(unit.key)

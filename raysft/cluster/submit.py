@@ -12,12 +12,14 @@ import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import raysft
+from raysft.cluster.address import check_job_server
 from raysft.spec.keys import text_digest
 from raysft.spec.sweep import SpecError, Sweep, resolved_yaml
 from raysft.store.results import package_versions
@@ -26,15 +28,20 @@ from raysft.store.results import package_versions
 _EXCLUDED = [".git", ".venv", "**/__pycache__", "results"]
 
 _LOOK_EVERY_S = 1.0
+_NOT_YET = datetime.max.replace(tzinfo=timezone.utc)  # of a job that waits: the latest of all
 
 
 @dataclass(frozen=True)
 class Submission:
-    """One attempt at a sweep."""
+    """One attempt at a sweep. `sweep` and `storage` are those it was submitted with; times are of the job, in UTC."""
 
     name: str
     status: str
     exit_code: int | None
+    sweep: str = ""
+    storage: str = ""
+    started: datetime | None = None
+    ended: datetime | None = None
 
     @property
     def is_live(self) -> bool:
@@ -46,9 +53,10 @@ class JobServer:
 
     def __init__(self, address: str) -> None:
         self.address = address
+        check_job_server(address)
         try:
             self._client = JobSubmissionClient(address)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (KeyError, OSError, RuntimeError, ValueError) as error:  # also what a server of another kind leads to
             raise SpecError(f"no job server at {address} ({' '.join(str(error).split())})") from error
 
     def submissions(self, sweep: Sweep) -> list[Submission]:
@@ -56,6 +64,11 @@ class JobServer:
         prefix = submission_prefix(sweep)
         found = [job for job in self._client.list_jobs() if (job.submission_id or "").startswith(prefix)]
         return [_submission(job) for job in sorted(found, key=lambda job: _attempt(job.submission_id))]
+
+    def all_submissions(self) -> list[Submission]:
+        """Every attempt at any sweep that the cluster remembers, the latest first."""
+        found = [_submission(job) for job in self._client.list_jobs() if "sweep_digest" in (job.metadata or {})]
+        return sorted(found, key=lambda one: one.started or _NOT_YET, reverse=True)
 
     def live(self, sweep: Sweep) -> Submission | None:
         """The attempt that runs or is about to."""
@@ -132,7 +145,20 @@ def _attempt(name: str | None) -> int:
 
 
 def _submission(job: JobDetails) -> Submission:
-    return Submission(job.submission_id or "", job.status.value, job.driver_exit_code)
+    metadata = job.metadata or {}
+    return Submission(
+        name=job.submission_id or "",
+        status=job.status.value,
+        exit_code=job.driver_exit_code,
+        sweep=metadata.get("sweep", ""),
+        storage=metadata.get("storage", ""),
+        started=_time(job.start_time),
+        ended=_time(job.end_time),
+    )
+
+
+def _time(milliseconds: int | None) -> datetime | None:
+    return datetime.fromtimestamp(milliseconds / 1000, timezone.utc) if milliseconds else None
 
 
 def _metadata(sweep: Sweep) -> dict[str, str]:

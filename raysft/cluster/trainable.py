@@ -9,25 +9,30 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from ray import train, tune
-from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from raysft.cluster import unit_log
+from raysft.cluster.deaths import own_error
+from raysft.cluster.draining import NodeNotice
+from raysft.cluster.train_runs import run_name, train_run
 from raysft.measure import Report
 from raysft.session import Session, pick_device
 from raysft.spec.plan import Unit, Work
 from raysft.spec.resources import Shape
 from raysft.spec.sweep import Sweep
 from raysft.store.checkpoints import is_complete
-from raysft.store.layout import Storage, checkpoint_folder
-from raysft.store.results import read_failures, result_path
+from raysft.store.layout import SPEC_FILE, Storage, StorageAccessError, checkpoint_folder
+from raysft.store.results import result_path
 from raysft.training.parallel import Ranks
-from raysft.trial import run_unit
+from raysft.trial import InterruptedTrainingError, first_missing, run_unit
 
 # Works whose weights may be missing although their result is there; the plan knows.
 _MAKING = ("pretrain", "train")
@@ -45,9 +50,7 @@ class Task:
         """Without what was committed since the plan was made, by a process that died or by other units, and without
         the epochs whose checkpoints are there. One process looks, for all ranks of a trial."""
 
-        def missing(works: list[Work]) -> list[Work]:
-            return [work for work in works if not storage.exists(result_path(work.stage, work.key))]
-
+        missing = partial(_uncommitted, storage)
         making = [work for work in self.works if work.stage in _MAKING]
         apart = {
             epoch: left
@@ -55,6 +58,10 @@ class Task:
             if (left := missing(works)) and not is_complete(storage, checkpoint_folder(self.unit.key, epoch))
         }
         return Task(self.unit, making + missing([work for work in self.works if work not in making]), apart)
+
+
+def _uncommitted(storage: Storage, works: list[Work]) -> list[Work]:
+    return [work for work in works if not storage.exists(result_path(work.stage, work.key))]
 
 
 Tasks = Mapping[str, Task]
@@ -67,8 +74,10 @@ class UnitTrainable(tune.Trainable):
     """Does the unit that `config["unit"]` names, in one step."""
 
     def setup(self, config: dict[str, Any], sweep: Sweep, tasks: Tasks) -> None:
+        unit_log.open_log()
         self.tasks = tasks
         self.session = Session(sweep, pick_device())
+        self.has_to_go = NodeNotice()
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -80,9 +89,29 @@ class UnitTrainable(tune.Trainable):
     def step(self) -> dict[str, Any]:
         started = time.perf_counter()
         unit = self.task.unit
+        if self.has_to_go():  # Tune hands a free process its next unit wherever that is
+            raise InterruptedTrainingError("its node is being taken away; it has not begun")
+        if not self.session.storage.exists(SPEC_FILE):  # or all that was committed would seem to be missing
+            raise StorageAccessError(
+                f"storage {self.session.storage.uri}: {SPEC_FILE} is not there; is it mounted here?"
+            )
         task = self.task.still_missing(self.session.storage)
-        report = _run_here(self.session, task) if unit.shape.workers == 1 else _run_in_group(self.session, task)
-        return {**asdict(report), "unit": unit.key, "wall_s": time.perf_counter() - started, "done": True}
+        unit_log.begins(unit, task.works)
+        report = (
+            _run_here(self.session, task, self.has_to_go)
+            if unit.shape.workers == 1
+            else _run_in_group(self.session, task)
+        )
+        left = _uncommitted(self.session.storage, task.works) if report.failures else []
+        wall_s = time.perf_counter() - started
+        unit_log.ended(unit, report, wall_s)
+        return {
+            **asdict(report),
+            "left": [(work.stage, work.key) for work in left],
+            "unit": unit.key,
+            "wall_s": wall_s,
+            "done": True,
+        }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: results and checkpoints are in the sweep's own storage."""
@@ -91,23 +120,27 @@ class UnitTrainable(tune.Trainable):
         """Nothing: a unit that starts again looks at the sweep's own storage."""
 
 
-def _run_here(session: Session, task: Task) -> Report:
-    def loop() -> Report:
-        return run_unit(session, task.unit, task.works, task.apart)
+def _run_here(session: Session, task: Task, has_to_go: Callable[[], bool]) -> Report:
+    unit = task.unit
 
-    with tempfile.TemporaryDirectory() as scratch:
-        run = RunConfig(storage_path=scratch, name=task.unit.key)
+    def loop() -> Report:
+        progress = partial(unit_log.goes_on, unit)
+        return run_unit(session, unit, task.works, task.apart, progress=progress, has_to_go=has_to_go)
+
+    with tempfile.TemporaryDirectory() as scratch, train_run(unit) as ended:
+        run = RunConfig(storage_path=scratch, name=run_name(unit))
         report: Report = (
             TorchTrainer(loop, scaling_config=ScalingConfig(num_workers=0), run_config=run).fit().return_value
         )
+        ended(report)
     return report
 
 
 def _run_in_group(session: Session, task: Task) -> Report:
     """Run a unit in a worker group, which holds the resources and is gone afterwards.
 
-    An exception in a rank tears the group down. If a rank recorded a failure before, the trial failed for a reason of
-    its own, and is not tried again; otherwise the error goes to Tune, which is what retries are for.
+    An exception in a rank tears the group down. What the trial's own code raised is recorded; if a process, a node or
+    the storage was lost, the error goes to the driver, which decides whether the trial is tried again.
     """
     shape = task.unit.shape
     scaling = ScalingConfig(
@@ -116,22 +149,27 @@ def _run_in_group(session: Session, task: Task) -> Report:
         resources_per_worker=shape.bundle(),
         label_selector=dict(shape.labels) or None,
     )
-    before = _failures(session, task.works)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = TorchTrainer(
             _worker_loop,
             train_loop_config={"sweep": session.sweep, "task": task},
             scaling_config=scaling,
-            run_config=RunConfig(storage_path=scratch, name=task.unit.key),
+            # Whatever ends the group, the driver decides, and looks first at what is still missing.
+            run_config=RunConfig(
+                storage_path=scratch,
+                name=run_name(task.unit),
+                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
+            ),
             torch_config=TorchConfig(backend=_backend(shape), timeout_s=_COLLECTIVE_TIMEOUT_S),
         )
         try:
             report: Report = trainer.fit().return_value
-        except TrainingFailedError:
-            recorded = _failures(session, task.works)[len(before) :]
-            if not recorded:
+        except TrainingFailedError as error:
+            own = own_error(error)
+            if own is None:
                 raise
-            return Report(failures=recorded)
+            work = first_missing(session, task.works)
+            return Report(failures=[session.fail(work.stage, work.key, own, work.subject.as_row())])
     return report
 
 
@@ -140,14 +178,13 @@ def _backend(shape: Shape) -> str:
     return "nccl" if shape.gpus > 0 and torch.version.cuda is not None else "gloo"
 
 
-def _failures(session: Session, works: list[Work]) -> list[dict[str, Any]]:
-    return [failure for work in works for failure in read_failures(session.storage, work.stage, work.key)]
-
-
 def _worker_loop(config: dict[str, Any]) -> Report:
     """One rank of a worker group; the report of the first one is the group's."""
     context = train.get_context()
     ranks = Ranks(context.get_world_rank(), context.get_world_size())
     task: Task = config["task"]
     torch.set_num_threads(max(1, int(task.unit.shape.cpus)))
-    return run_unit(Session(config["sweep"], pick_device()), task.unit, task.works, task.apart, ranks)
+    session = Session(config["sweep"], pick_device())
+    unit_log.open_log()
+    progress = partial(unit_log.goes_on, task.unit) if ranks.is_first else lambda _: None
+    return run_unit(session, task.unit, task.works, task.apart, ranks, progress, NodeNotice())

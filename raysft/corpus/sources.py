@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 from raysft.corpus.conversations import whole_conversation
 from raysft.corpus.example import Example
 from raysft.corpus.skills import instruction_rows
+from raysft.spec.datasets import Columns, DatasetSpec
 from raysft.spec.keys import canonical_json, dataset_identity, text_digest
-from raysft.spec.sweep import Columns, DatasetSpec, SpecError, Sweep
+from raysft.spec.sweep import SpecError, Sweep
 
 Row = Mapping[str, Any]
 Reader = Callable[[Row], Example]

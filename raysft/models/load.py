@@ -114,7 +114,7 @@ def model_shape(storage: Storage, model: ModelSpec) -> tuple[int, int]:
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise SpecError(f"models.{model.name}: {source} has no readable configuration ({one_line(error)})") from error
+        raise SpecError(f"models.{model.name}: {source} has no readable configuration ({_why(error)})") from error
     text = config.get_text_config()
     return text.num_hidden_layers + 1, text.hidden_size
 
@@ -122,7 +122,8 @@ def model_shape(storage: Storage, model: ModelSpec) -> tuple[int, int]:
 def load_folder(
     source: str, dtype: str, revision: str | None = None, trust_remote_code: bool = False, where: str = "model"
 ) -> tuple[Any, Any]:
-    """(model, tokenizer) of a folder or hub name, on the CPU; only safetensors are read."""
+    """(model, tokenizer) of a folder or hub name, on the CPU; only safetensors are read, and no code in it is run
+    unless `trust_remote_code`. SpecError, starting with `where`, for what cannot be loaded so."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
@@ -133,8 +134,14 @@ def load_folder(
             use_safetensors=True,
         )
     except (OSError, ValueError, KeyError) as error:
-        raise SpecError(f"{where}: {source} cannot be loaded ({one_line(error)})") from error
+        raise SpecError(f"{where}: {source} cannot be loaded ({_why(error)})") from error
     return model, tokenizer
+
+
+def _why(error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return "it comes with code of its own, which is run only where its entry says trust_remote_code: true"
+    return one_line(error)
 
 
 def pad_id(tokenizer: Any) -> int:

@@ -13,7 +13,8 @@ from raysft.corpus.tokenize import tokenise_texts
 from raysft.probes.scoring import score_rows
 from raysft.spec.keys import text_digest
 from raysft.spec.plan import SHIPPED_TEXTS
-from raysft.spec.sweep import LogLikelihoodProbe, SpecError
+from raysft.spec.probes import LogLikelihoodProbe
+from raysft.spec.sweep import SpecError
 from raysft.store.schema import LOG_LIKELIHOOD
 
 _SKILL_STATEMENTS = 256

@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from raysft.spec.digests import digest_of
 from raysft.spec.keys import Identity
+from raysft.spec.mistakes import shown
+from raysft.spec.reading import Loader, read_yaml
 from raysft.spec.sweep import SpecError, Sweep
 
 PACKAGED_TASKS = Path(__file__).parent.parent / "evaluation" / "tasks"
 
 
-class _TaskLoader(yaml.SafeLoader):
-    """Reads lm-eval's `!function module.name` as the text `module.name`."""
+_MOST_FILES = 100_000  # in a folder of tasks; lm-eval itself ships 16,000
+
+
+class _TaskLoader(Loader):
+    """Reads lm-eval's `!function module.name` as the text `module.name`; of two fields the last counts, as there."""
+
+    last_wins = True
 
 
 class _Function(str):
@@ -35,8 +42,12 @@ _TaskLoader.add_constructor("!function", lambda _, node: _Function(node.value))
 def task_folders(sweep: Sweep) -> list[Path]:
     """Folders that hold task YAML: the sweep's own first, then this package's."""
     for folder in sweep.evaluation.include:
-        if not folder.is_dir():
-            raise SpecError(f"evaluation.include: no folder {folder}")
+        try:
+            there = folder.is_dir()
+        except OSError as error:  # a name that is too long, a folder above that may not be entered
+            raise SpecError(f"evaluation.include: {shown(folder)} cannot be read ({error.strerror})") from error
+        if not there:
+            raise SpecError(f"evaluation.include: no folder {shown(folder)}")
     return [*sweep.evaluation.include, PACKAGED_TASKS]
 
 
@@ -47,9 +58,12 @@ def local_tasks(sweep: Sweep) -> dict[str, Path]:
 
 def task_identity(sweep: Sweep, task: str) -> Identity:
     """What the task measures."""
-    path = local_tasks(sweep).get(task)
-    digest = None if path is None else _digest(path)
-    return {"task": task, "digest": digest, "limit": sweep.evaluation.limit}
+
+    def compute() -> str:
+        path = local_tasks(sweep).get(task)
+        return "" if path is None else _digest(path)
+
+    return {"task": task, "digest": digest_of(f"task {task}", compute) or None, "limit": sweep.evaluation.limit}
 
 
 def missing_data_files(sweep: Sweep) -> list[str]:
@@ -66,34 +80,60 @@ def missing_data_files(sweep: Sweep) -> list[str]:
 
 def data_files(task_yaml: Path) -> list[Path]:
     """Local data files of a task, relative ones taken from the YAML's folder."""
-    content = read_task(task_yaml)
-    listed = (content.get("dataset_kwargs") or {}).get("data_files") or {}
+    where = f"{shown(task_yaml)}: dataset_kwargs"
+    options = read_task(task_yaml).get("dataset_kwargs") or {}
+    if not isinstance(options, dict):
+        raise SpecError(f"{where}: expected a mapping, found {shown(options, 80)}")
+    listed = options.get("data_files") or {}
     groups = listed.values() if isinstance(listed, dict) else [listed]
-    files = [file for group in groups for file in ([group] if isinstance(group, str) else group)]
-    return [(task_yaml.parent / file).resolve() for file in files if "://" not in file]
-
-
-def read_task(path: Path) -> dict[str, Any]:
-    """A task's YAML with its `include` merged under it."""
+    files = [file for group in groups for file in (group if isinstance(group, list) else [group])]
+    for file in files:
+        if not isinstance(file, str):
+            raise SpecError(f"{where}.data_files: expected paths, found {shown(file, 80)}")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_TaskLoader)
-    except yaml.YAMLError as error:
-        raise SpecError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+        return [(task_yaml.parent / file).resolve() for file in files if "://" not in file]
+    except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a NUL
+        raise SpecError(f"{where}.data_files: no paths here ({shown(error)})") from error
+
+
+def read_task(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A task's YAML with its `include` merged under it; `within` are those that led to it by their own."""
+    whole = path.resolve()
+    if whole in within:
+        raise SpecError(f"{shown(path)}: include: comes back to itself")
+    content = _yaml(path)
     if not isinstance(content, dict):
         return {}
     if isinstance(content.get("include"), str):
-        return {**read_task(path.parent / content["include"]), **content}
+        return {**read_task(path.parent / content["include"], (*within, whole)), **content}
     return content
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return read_yaml(path, _TaskLoader)
+    except ValueError as error:
+        raise SpecError(str(error)) from error
 
 
 @functools.cache
 def _tasks_in(folders: tuple[Path, ...]) -> dict[str, Path]:
     tasks: dict[str, Path] = {}
     for folder in folders:
-        for path in sorted(folder.rglob("*.yaml")):
+        for path in sorted(_yaml_files(folder)):
             for name in _task_names(path):
                 tasks.setdefault(name, path)
     return tasks
+
+
+def _yaml_files(folder: Path) -> Iterator[Path]:
+    """YAML files in a folder and below; SpecError for one that is too large to be meant, as `/` is."""
+    looked_at = 0
+    for where, _, files in os.walk(folder):
+        looked_at += 1 + len(files)
+        if looked_at > _MOST_FILES:
+            raise SpecError(f"evaluation.include: {shown(folder)} holds more than {_MOST_FILES:,} files")
+        yield from (Path(where, name) for name in files if name.endswith(".yaml") and Path(where, name).is_file())
 
 
 def _task_names(path: Path) -> Iterator[str]:
@@ -113,9 +153,9 @@ def _digest(path: Path) -> str:
 
 def _parts(path: Path) -> list[Path]:
     """Files that a task is made of besides its own YAML: includes, modules of its functions, data."""
-    content = yaml.load(path.read_text(encoding="utf-8"), Loader=_TaskLoader)
+    content = _yaml(path)
     parts = [path.parent / f"{function.split('.')[0]}.py" for function in _functions(content)]
-    if isinstance(content.get("include"), str):
+    if isinstance(content, dict) and isinstance(content.get("include"), str):
         included = path.parent / content["include"]
         parts += [included, *_parts(included)]
     return sorted({*parts, *data_files(path)})

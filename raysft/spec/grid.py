@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from raysft.spec.keys import Identity, dataset_identity, key_of, model_identity
+from raysft.spec.blocks import Block, Schedule
+from raysft.spec.datasets import DatasetSpec
+from raysft.spec.keys import Identity, Part, dataset_identity, key_of, model_identity
 from raysft.spec.sweep import (
     FULL_FIELDS,
     LORA_FIELDS,
-    SPEED_ONLY,
-    Block,
-    DatasetSpec,
     MethodSpec,
-    ModelSpec,
-    Override,
-    Schedule,
     SpecError,
     Sweep,
 )
 from raysft.spec.templates import Template
+from raysft.spec.training import SPEED_ONLY, Override
 
 
 @dataclass(frozen=True)
@@ -45,14 +43,14 @@ class Optimisation:
         """The template of the training texts."""
         return Template(self.template, self.chat_template)
 
-    @property
+    @functools.cached_property
     def identity(self) -> Identity:
         """What of it is in keys: the template by its digest; what came after the first keys only where it is set."""
         fields = {**asdict(self), "template": self.prompt.digest}
         del fields["chat_template"]
         if self.overlong_rows == "refuse":
             del fields["overlong_rows"]
-        return fields
+        return Part(fields)
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class Trial:
     @property
     def train_identity(self) -> Identity:
         """Identity of the trial's training run: under a constant rate the trajectory does not say where it ends."""
-        return {**self.identity, "epochs": self.epochs}
+        return self.identity if "epochs" in self.identity else {**self.identity, "epochs": self.epochs}
 
 
 @dataclass(frozen=True)
@@ -95,11 +93,11 @@ def expand(sweep: Sweep) -> tuple[list[Trial], list[BlockCount]]:
     """
     trials: dict[str, Trial] = {}
     counts = []
-    identities = _Identities(sweep)
+    parts = _Parts(sweep)
     for block in sweep.grid:
         seen = {(trial.key, epoch) for trial in trials.values() for epoch in trial.measured}
         own: dict[str, Trial] = {}
-        for trial in _block_trials(sweep, block, identities):
+        for trial in _block_trials(sweep, block, parts):
             own[trial.key] = _merged(own.get(trial.key), trial)
             trials[trial.key] = _merged(trials.get(trial.key), trial)
         checkpoints = {(trial.key, epoch) for trial in own.values() for epoch in trial.measured}
@@ -117,18 +115,23 @@ def _merged(first: Trial | None, second: Trial) -> Trial:
     return replace(first, epochs=max(first.epochs, second.epochs), measured=measured, blocks=blocks)
 
 
-class _Identities:
-    """Identities of models and datasets, computed once each: they read files."""
+class _Parts:
+    """What trials share, made once: identities, of which those of files read them, and optimisations."""
 
     def __init__(self, sweep: Sweep) -> None:
-        self.models = {model.name: model_identity(model) for model in sweep.models}
-        self.datasets = {dataset.name: dataset_identity(sweep, dataset) for dataset in sweep.datasets}
+        self.optimisation = functools.cache(functools.partial(_optimisation, sweep))
+        self.models = {model.name: Part(model_identity(model)) for model in sweep.models}
+        self.datasets = {dataset.name: Part(dataset_identity(sweep, dataset)) for dataset in sweep.datasets}
+        self.methods = {method.name: Part(_method_identity(method)) for method in sweep.methods}
 
 
-def _block_trials(sweep: Sweep, block: Block, identities: _Identities) -> list[Trial]:
+def _block_trials(sweep: Sweep, block: Block, parts: _Parts) -> list[Trial]:
+    datasets = block.datasets or [dataset.name for dataset in sweep.datasets]
+    for dataset, size in itertools.product(datasets, block.sizes):
+        _check_size(sweep, block, sweep.dataset(dataset), size)
     axes = itertools.product(
         block.models or [model.name for model in sweep.models],
-        block.datasets or [dataset.name for dataset in sweep.datasets],
+        datasets,
         block.methods or [method.name for method in sweep.methods],
         block.sizes,
         block.learning_rates or (None,),
@@ -137,28 +140,26 @@ def _block_trials(sweep: Sweep, block: Block, identities: _Identities) -> list[T
         block.seeds,
     )
     trials = []
-    for model_name, dataset_name, method_name, size, learning_rate, schedule, epochs, seed in axes:
-        model, dataset, method = sweep.model(model_name), sweep.dataset(dataset_name), sweep.method(method_name)
-        _check_size(sweep, block, dataset, size)
-        optimisation = _optimisation(sweep, model, dataset, method, learning_rate, schedule)
+    for model, dataset, method, size, learning_rate, schedule, epochs, seed in axes:
+        optimisation = parts.optimisation(model, dataset, method, learning_rate, schedule)
         rows = None if size == "all" else size
-        identity: Identity = {
-            "model": identities.models[model_name],
-            "dataset": identities.datasets[dataset_name],
-            "method": _method_identity(method),
-            "size": rows,
-            "optimisation": optimisation.identity,
-            "seed": seed,
-        }
-        if schedule != "constant":
-            identity["epochs"] = epochs
+        length = {} if schedule == "constant" else {"epochs": epochs}
+        identity = Part(
+            model=parts.models[model],
+            dataset=parts.datasets[dataset],
+            method=parts.methods[method],
+            size=rows,
+            optimisation=optimisation.identity,
+            seed=seed,
+            **length,
+        )
         trials.append(
             Trial(
                 key=key_of("train", identity),
                 identity=identity,
-                model=model_name,
-                dataset=dataset_name,
-                method=method_name,
+                model=model,
+                dataset=dataset,
+                method=method,
                 size=rows,
                 optimisation=optimisation,
                 epochs=epochs,
@@ -179,16 +180,12 @@ def _measured(block: Block, epochs: int) -> tuple[int, ...]:
 
 
 def _optimisation(
-    sweep: Sweep,
-    model: ModelSpec,
-    dataset: DatasetSpec,
-    method: MethodSpec,
-    learning_rate: float | None,
-    schedule: Schedule,
+    sweep: Sweep, model: str, dataset: str, method: str, learning_rate: float | None, schedule: Schedule
 ) -> Optimisation:
     values: dict[str, Any] = sweep.training.model_dump(exclude=SPEED_ONLY)
+    named = (sweep.model(model), sweep.dataset(dataset), sweep.method(method))
     grid = Override(learning_rate=learning_rate)
-    for override in (model.override, dataset.override, method.override, grid):  # the later wins
+    for override in (*(entry.override for entry in named), grid):  # the later wins
         values.update(override.model_dump(exclude_none=True))
     return Optimisation(schedule=schedule, **values)
 

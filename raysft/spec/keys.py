@@ -9,11 +9,15 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raysft.spec.sweep import DatasetSpec, ModelSpec, SpecError, Sweep
+from raysft.spec.datasets import DatasetSpec
+from raysft.spec.digests import digest_of
+from raysft.spec.mistakes import shown
+from raysft.spec.sweep import ModelSpec, SpecError, Sweep
 
 Identity = dict[str, Any]
 
@@ -34,19 +38,44 @@ STAGE_VERSIONS: dict[str, int] = {
 # Raised when raysft/corpus/skills.py generates other text for the same request.
 GENERATED_TEXT_VERSION = 1
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+class Part(Identity):
+    """An identity that is in those of many results, and is written once for all of them; it is not changed later."""
+
+    @functools.cached_property
+    def text(self) -> str:
+        """It as `canonical_json`."""
+        return _object(self)
+
+
 _LARGE = 64 << 20  # bytes; smaller files are hashed quicker than looked up
 _MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 
 
 def key_of(stage: str, identity: Mapping[str, Any]) -> str:
     """20 hexadecimal digits that name the result of `stage` for `identity`."""
-    content = {"stage": stage, "version": STAGE_VERSIONS[stage], "identity": identity}
-    return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:20]
+    content = f'{{"identity":{canonical_json(identity)},"stage":"{stage}","version":{STAGE_VERSIONS[stage]}}}'
+    return hashlib.sha256(content.encode()).hexdigest()[:20]
 
 
 def canonical_json(content: Any) -> str:
     """One text for one content: sorted keys, no spaces, shortest float that reads back equal, no NaN."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    if isinstance(content, Part):
+        return content.text
+    if isinstance(content, dict):
+        return _object(content)
+    return str(content) if type(content) is int else _ENCODER.encode(content)
+
+
+def _object(content: Identity) -> str:
+    return "{" + ",".join([_name(name) + canonical_json(content[name]) for name in sorted(content)]) + "}"
+
+
+@functools.cache
+def _name(name: str) -> str:
+    return f"{_ENCODER.encode(name)}:"
 
 
 def model_identity(model: ModelSpec) -> Identity:
@@ -81,14 +110,19 @@ def dataset_identity(sweep: Sweep, dataset: DatasetSpec) -> Identity:
 
 def folder_digest(folder: Path, where: str) -> str:
     """Digest of a model folder: names and contents of its weights, configuration and tokenizer files."""
-    if not folder.is_dir():
-        raise SpecError(f"{where}: no folder {folder}")
-    files = sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern)})
-    if not (folder / "config.json").is_file():
-        raise SpecError(f"{where}: {folder} holds no config.json, so it is not a model folder")
-    if not any(path.suffix == ".safetensors" for path in files):
-        raise SpecError(f"{where}: {folder} holds no .safetensors file; pickled weights are not read")
-    contents = {path.name: file_digest(path, where) for path in files if path.name != "manifest.json"}
+    return digest_of(str(folder), lambda: _folder_digest(folder, where))
+
+
+def _folder_digest(folder: Path, where: str) -> str:
+    with _reading(folder, where):
+        if not folder.is_dir():
+            raise SpecError(f"{where}: no folder {shown(folder)}")
+        files = sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern)})
+        if not (folder / "config.json").is_file():
+            raise SpecError(f"{where}: {shown(folder)} holds no config.json, so it is not a model folder")
+        if not any(path.suffix == ".safetensors" for path in files):
+            raise SpecError(f"{where}: {shown(folder)} holds no .safetensors file; pickled weights are not read")
+    contents = {path.name: _file_digest(path, where) for path in files if path.name != "manifest.json"}
     return hashlib.sha256(canonical_json(contents).encode()).hexdigest()
 
 
@@ -99,10 +133,24 @@ def text_digest(text: str) -> str:
 
 def file_digest(path: Path, where: str) -> str:
     """SHA-256 of a file's content; SpecError, starting with `where`, if there is no such file."""
-    if not path.is_file():
-        raise SpecError(f"{where}: no file {path}")
-    status = path.stat()
-    return _remembered_digest(str(path), status.st_size, status.st_mtime_ns)
+    return digest_of(str(path), lambda: _file_digest(path, where))
+
+
+def _file_digest(path: Path, where: str) -> str:
+    with _reading(path, where):
+        if not path.is_file():
+            raise SpecError(f"{where}: no file {shown(path)}")
+        status = path.stat()
+        return _remembered_digest(str(path), status.st_size, status.st_mtime_ns)
+
+
+@contextmanager
+def _reading(path: Path, where: str) -> Iterator[None]:
+    """SpecError for what the file system says against it: no permission, a name that is too long."""
+    try:
+        yield
+    except OSError as error:
+        raise SpecError(f"{where}: {shown(error.filename or path)} cannot be read ({error.strerror})") from error
 
 
 @functools.cache

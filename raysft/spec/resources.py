@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from raysft.spec.rates import Assumed, NodePrice
 from raysft.spec.recipe import Frozen
 
 Strategy = Literal["ddp", "zero1", "zero2", "zero3"]
@@ -110,6 +111,8 @@ class Resources(Held):
     measuring: Measuring = Measuring()
     driver_labels: Labels = Field({}, description="nodes of the processes that only wait for a trial's workers")
     max_retries: int = Field(2, ge=0, description="restarts of a trial whose process died")
+    prices: tuple[NodePrice, ...] = Field((), description="of the cluster's node types, so that estimates say money")
+    assumed: Assumed = Assumed()
 
     def of(self, model: str, method: str) -> Held:
         """What the trials of a model and a method hold. ValueError if rules together make no sense."""

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from raysft.spec.mistakes import describe, shown
 from raysft.spec.recipe import Frozen, MicroRecipe
 
 FamilyName = Literal[
@@ -87,7 +88,7 @@ class ModelShape(Frozen):
     """
 
     family: FamilyName
-    layers: int = Field(ge=1)
+    layers: int = Field(ge=1, le=1000)
     hidden: int = Field(ge=1, description="width of the residual stream")
     intermediate: int = Field(ge=1, description="width of the feed-forward layer")
     heads: int = Field(ge=1, description="query heads")
@@ -190,32 +191,48 @@ def recipe_shape(recipe: MicroRecipe) -> ModelShape:
 def folder_shape(folder: Path) -> ModelShape | None:
     """Sizes in a local model's config.json; None if its family is not one of `FAMILIES`, or a size is missing.
 
-    Raises ValueError for a file that is not a JSON object.
+    Raises ValueError for a file that is not a JSON object, or holds sizes that are none.
     """
-    content: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        content: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
     if not isinstance(content, dict):
-        raise ValueError(f"expected an object, found {type(content).__name__}")
-    text: dict[str, Any] = content.get("text_config") or content
+        raise ValueError("expected an object")
+    text: Any = content.get("text_config") or content
+    if not isinstance(text, dict):
+        raise ValueError("text_config: expected an object")
     family = text.get("model_type")
     required = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
-    if family not in FAMILIES or any(text.get(name) is None for name in required) or text.get("qk_layernorm"):
+    about = FAMILIES.get(family) if isinstance(family, str) else None
+    if about is None or any(text.get(name) is None for name in required) or text.get("qk_layernorm"):
         return None
-    layers, hidden, intermediate, heads, vocabulary = (int(text[name]) for name in required)
+    layers, hidden, intermediate, heads, vocabulary = (_size(text, name) for name in required)
     # A null means "follow from the others", an absent field the default of the family's class.
-    about = FAMILIES[family]
-    return ModelShape(
-        family=family,
-        layers=layers,
-        hidden=hidden,
-        intermediate=intermediate,
-        heads=heads,
-        kv_heads=text.get("num_key_value_heads", about.kv_heads) or heads,
-        head_dim=text.get("head_dim", about.head_dim) or hidden // heads,
-        vocabulary=vocabulary,
-        tied=text.get("tie_word_embeddings", content.get("tie_word_embeddings")),
-        attention_bias=bool(text.get("attention_bias")),
-        mlp_bias=bool(text.get("mlp_bias")),
-    )
+    sizes = {
+        "family": family,
+        "layers": layers,
+        "hidden": hidden,
+        "intermediate": intermediate,
+        "heads": heads,
+        "kv_heads": text.get("num_key_value_heads", about.kv_heads) or heads,
+        "head_dim": text.get("head_dim", about.head_dim) or hidden // heads,
+        "vocabulary": vocabulary,
+        "tied": text.get("tie_word_embeddings", content.get("tie_word_embeddings")),
+        "attention_bias": bool(text.get("attention_bias")),
+        "mlp_bias": bool(text.get("mlp_bias")),
+    }
+    try:
+        return ModelShape.model_validate(sizes)
+    except ValidationError as error:
+        raise ValueError(describe(error, ModelShape)) from error
+
+
+def _size(config: dict[str, Any], name: str) -> int:
+    size = config[name]
+    if type(size) is not int or size < 1:
+        raise ValueError(f"{name}: expected a whole number above 0, found {shown(size, 80)}")
+    return size
 
 
 def depth_of(layer: int, layers: int) -> float:

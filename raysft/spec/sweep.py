@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from raysft.spec.mistakes import describe
-from raysft.spec.recipe import Frozen, MicroRecipe
+from raysft.spec.blocks import Block
+from raysft.spec.datasets import DatasetSpec
+from raysft.spec.mistakes import describe, shown
+from raysft.spec.probes import Probes
+from raysft.spec.reading import read_yaml
+from raysft.spec.recipe import Frozen, MicroRecipe, Name, exactly_one, found_twice
 from raysft.spec.resources import Held, Resources
 from raysft.spec.shape import ModelShape
+from raysft.spec.training import Override, Training
+from raysft.store.layout import StorageError, check_address
 
-Schedule = Literal["cosine", "constant"]
 Keep = Literal["measured", "last", "none"]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
 class SpecError(ValueError):
     """A mistake in a sweep: where it is, what was found and what is valid."""
-
-
-class Override(Frozen):
-    """Optimisation settings that one model, dataset or method has of its own."""
-
-    learning_rate: float | None = Field(None, gt=0)
-    batch_size: int | None = Field(None, ge=1)
-    weight_decay: float | None = Field(None, ge=0)
-    warmup_steps: int | None = Field(None, ge=0)
-    max_length: int | None = Field(None, ge=8)
-    max_grad_norm: float | None = Field(None, gt=0)
 
 
 class ModelSpec(Frozen):
@@ -38,7 +31,7 @@ class ModelSpec(Frozen):
 
     name: Name
     path: Path | None = None
-    hub: str | None = None
+    hub: str | None = Field(None, min_length=1)
     revision: str = "main"
     micro: MicroRecipe | None = None
     trust_remote_code: bool = False
@@ -47,78 +40,7 @@ class ModelSpec(Frozen):
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSpec:
-        _exactly_one(self, "path", "hub", "micro")
-        return self
-
-
-class Columns(Frozen):
-    """Which columns of a file hold what; where `instruction` is not given, well-known layouts are recognised."""
-
-    instruction: str | None = None
-    input: str | None = None
-    response: str | None = None
-
-    @model_validator(mode="after")
-    def _both_or_none(self) -> Columns:
-        if (self.instruction is None) != (self.response is None) or (self.input and not self.instruction):
-            raise ValueError("name both instruction and response, or neither")
-        return self
-
-
-class SkillRows(Frozen):
-    """Rows of a generated skill (see raysft/corpus/skills.py)."""
-
-    skill: str
-    rows: int = Field(256, ge=1)
-    seed: int = 0
-
-
-class Mixture(Frozen):
-    """Other datasets of the sweep, `size` rows of each; `without` leaves one of them out."""
-
-    of: tuple[Name, ...] = Field(min_length=1)
-    without: Name | None = None
-
-    @model_validator(mode="after")
-    def _something_left(self) -> Mixture:
-        if self.without is not None and self.without not in self.of:
-            raise ValueError(f"without: {self.without!r} is not one of: {', '.join(self.of)}")
-        if not self.members:
-            raise ValueError("without leaves nothing")
-        return self
-
-    @property
-    def members(self) -> tuple[str, ...]:
-        return tuple(name for name in self.of if name != self.without)
-
-
-class DatasetSpec(Frozen):
-    """An instruction dataset: a local file, a hub name with its revision, generated rows, or a mixture."""
-
-    name: Name
-    path: Path | None = None
-    hub: str | None = None
-    revision: str = "main"
-    subset: str | None = None
-    split: str = "train"
-    generated: SkillRows | None = None
-    mixture: Mixture | None = None
-    columns: Columns = Columns()
-    where: dict[str, tuple[str, ...]] = Field(
-        default_factory=dict, description="keep rows whose column is one of these"
-    )
-    incomplete_rows: Literal["refuse", "drop"] = Field(
-        "refuse", description="rows without instruction or response, or whose turns are not in order"
-    )
-    turns: Literal["first", "all"] = Field("first", description="of a conversation: its first exchange, or the whole")
-    rows: int | None = Field(None, ge=1, description="published number of rows, for planning without the network")
-    override: Override = Override()
-
-    @model_validator(mode="after")
-    def _one_source(self) -> DatasetSpec:
-        _exactly_one(self, "path", "hub", "generated", "mixture")
-        if self.mixture is not None and self.turns != "first":
-            raise ValueError(f"turns belongs to the members of a mixture, found turns: {self.turns} with mixture")
+        exactly_one(self, "path", "hub", "micro")
         return self
 
 
@@ -164,73 +86,12 @@ class MethodSpec(Frozen):
         return self
 
 
-class Training(Frozen):
-    """Optimisation defaults; the overrides of model, dataset and method go before them, in this order of strength."""
-
-    learning_rate: float = Field(1e-5, gt=0)
-    batch_size: int = Field(32, ge=1, description="examples of a global batch")
-    weight_decay: float = Field(0.0, ge=0)
-    warmup_steps: int = Field(
-        0, ge=0, description="steps of linear warm-up; in steps, so that longer runs contain shorter ones"
-    )
-    max_length: int = Field(1024, ge=8, description="tokens; longer rows are cut at the end")
-    max_grad_norm: float = Field(1.0, gt=0)
-    dtype: Literal["float32", "bfloat16", "pure_bfloat16"] = Field(
-        "float32",
-        description="bfloat16 computes in it and keeps fp32 weights; pure_bfloat16 holds the base's weights in it too",
-    )
-    template: str = Field("paper", description="paper, alpaca, chat, or a text with {instruction} and {response}")
-    chat_template: Path | None = Field(None, description="a Jinja file for template: chat, instead of each base's own")
-    overlong_rows: Literal["refuse", "drop"] = Field(
-        "refuse", description="rows that max_length leaves without a supervised token; the number dropped is recorded"
-    )
-    token_budget: int = Field(4096, ge=8, description="tokens of a micro-batch, padding counted; not part of any key")
-    packing: Literal["auto", "on", "off"] = Field(
-        "auto",
-        description="rows end to end instead of padded, attention within each; auto: where it pays and the "
-        "model's numbers stay the same; not part of any key",
-    )
-    activation_checkpointing: bool = Field(
-        False, description="compute activations again in backward: less memory, a third more work; not part of any key"
-    )
-    compile: bool = Field(
-        False, description="torch.compile each layer, a minute or more at the start; not part of any key"
-    )
-
-
-SPEED_ONLY = {"token_budget", "packing", "activation_checkpointing", "compile"}
-"""Settings of training that change its speed and memory, and no numbers."""
-
-
-class Block(Frozen):
-    """A full factorial of its axes; a sweep's grid is the union of its blocks. An axis left out takes every name."""
-
-    name: Name = "grid"
-    models: tuple[Name, ...] | None = Field(None, min_length=1)
-    datasets: tuple[Name, ...] | None = Field(None, min_length=1)
-    methods: tuple[Name, ...] | None = Field(None, min_length=1)
-    sizes: tuple[Annotated[int, Field(ge=1)] | Literal["all"], ...] = Field(("all",), min_length=1)
-    schedules: tuple[Schedule, ...] = Field(("cosine",), min_length=1)
-    epochs: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
-    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(None, min_length=1)
-    measure: Literal["last", "every"] | tuple[Annotated[int, Field(ge=1)], ...] = "last"
-
-    @field_validator("models", "datasets", "methods", "sizes", "schedules", "epochs", "seeds", "learning_rates")
-    @classmethod
-    def _distinct(cls, axis: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-        twice = sorted({str(value) for value in axis or () if list(axis or ()).count(value) > 1})
-        if twice:
-            raise ValueError(f"an axis holds each value once, found twice: {', '.join(twice)}")
-        return axis
-
-    @model_validator(mode="after")
-    def _measured_epochs_exist(self) -> Block:
-        if isinstance(self.measure, tuple):
-            late = [epoch for epoch in self.measure if epoch > min(self.epochs)]
-            if late:
-                raise ValueError(f"measure: epoch {late[0]} is never reached by epochs: {list(self.epochs)}")
-        return self
+MOST_NAMES = 1000
+"""Entries of models, datasets, methods and grid."""
+MOST_TRIALS = 100_000
+"""Of a sweep, each block counted by itself. A plan of so many takes some seconds and a gigabyte."""
+MOST_RESULTS = 2_000_000
+"""Of a sweep: benchmarks of every checkpoint, and of every base model and dataset."""
 
 
 class Evaluation(Frozen):
@@ -247,51 +108,9 @@ class Evaluation(Frozen):
     @field_validator("tasks")
     @classmethod
     def _distinct(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        twice = sorted({task for task in tasks if tasks.count(task) > 1})
-        if twice:
-            raise ValueError(f"each task once, found twice: {', '.join(twice)}")
+        if twice := found_twice(tasks):
+            raise ValueError(f"each task once, found twice: {twice}")
         return tasks
-
-
-class PerplexityProbe(Frozen):
-    """Perplexity, lengths and benchmark similarity of each dataset under each base model."""
-
-    rows: int = Field(512, ge=1, description="rows of each dataset, and texts of each benchmark, that are measured")
-
-
-class WeightChangeProbe(Frozen):
-    """Relative Frobenius norm of the change of every tensor."""
-
-
-class IntrinsicDimensionProbe(Frozen):
-    """TwoNN, MLE and Gride of the training texts' hidden states, before and after."""
-
-    texts: int = Field(1000, ge=20)
-    neighbours: int = Field(20, ge=2, description="k of the MLE, and the largest order of Gride")
-    batch_size: int = Field(32, ge=1, description="texts of a batch; not part of any key")
-    keep_embeddings: bool = Field(False, description="keep the hidden states after the estimates; not part of any key")
-
-    @model_validator(mode="after")
-    def _enough_texts(self) -> IntrinsicDimensionProbe:
-        if self.neighbours >= self.texts:
-            raise ValueError(f"neighbours must be below texts, found {self.neighbours} and {self.texts}")
-        return self
-
-
-class LogLikelihoodProbe(Frozen):
-    """Log-likelihood vector over a fixed text set: `shipped`, `skills` (generated statements), or one text a line."""
-
-    texts: Literal["shipped", "skills"] | Path = "shipped"
-    max_length: int = Field(1024, ge=8, description="tokens; longer texts are cut at the end")
-
-
-class Probes(Frozen):
-    """What is measured besides benchmarks; `null` turns a probe off."""
-
-    perplexity: PerplexityProbe | None = PerplexityProbe()
-    weight_change: WeightChangeProbe | None = WeightChangeProbe()
-    intrinsic_dimension: IntrinsicDimensionProbe | None = IntrinsicDimensionProbe()
-    log_likelihood: LogLikelihoodProbe | None = LogLikelihoodProbe()
 
 
 class Checkpoints(Frozen):
@@ -304,12 +123,12 @@ class Sweep(Frozen):
     """A whole experiment."""
 
     name: Name
-    storage: str
-    models: tuple[ModelSpec, ...] = Field(min_length=1)
-    datasets: tuple[DatasetSpec, ...] = Field(min_length=1)
-    methods: tuple[MethodSpec, ...] = Field(min_length=1)
+    storage: str = Field(min_length=1)
+    models: tuple[ModelSpec, ...] = Field(min_length=1, max_length=MOST_NAMES)
+    datasets: tuple[DatasetSpec, ...] = Field(min_length=1, max_length=MOST_NAMES)
+    methods: tuple[MethodSpec, ...] = Field(min_length=1, max_length=MOST_NAMES)
     training: Training = Training()
-    grid: tuple[Block, ...] = Field(min_length=1)
+    grid: tuple[Block, ...] = Field(min_length=1, max_length=MOST_NAMES)
     evaluation: Evaluation = Evaluation()
     probes: Probes = Probes()
     resources: Resources = Resources()
@@ -318,11 +137,25 @@ class Sweep(Frozen):
     @field_validator("models", "datasets", "methods", "grid")
     @classmethod
     def _unique_names(cls, entries: tuple[Any, ...]) -> tuple[Any, ...]:
-        names = [entry.name for entry in entries]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"names must differ, found twice: {', '.join(twice)}")
+        if twice := found_twice(entry.name for entry in entries):
+            raise ValueError(f"names must differ, found twice: {twice}")
         return entries
+
+    @model_validator(mode="after")
+    def _has_bounds(self) -> Sweep:
+        """What would take minutes and gigabytes to write down is counted, and refused before anything is made of it."""
+        sizes = len(self.models), len(self.datasets), len(self.methods)
+        counts = [block.count(*sizes) for block in self.grid]
+        trials, checkpoints = sum(own for own, _ in counts), sum(own for _, own in counts)
+        if trials > MOST_TRIALS:
+            raise ValueError(f"grid: comes to {trials:,} trials; valid: at most {MOST_TRIALS:,}")
+        results = (checkpoints + sizes[0] * sizes[1]) * (1 + len(self.evaluation.tasks))
+        if results > MOST_RESULTS:
+            found = f"{checkpoints:,} checkpoints x {len(self.evaluation.tasks)} benchmarks"
+            raise ValueError(f"grid: {found} are more results than a sweep may have; valid: at most {MOST_RESULTS:,}")
+        if (rules := len(self.resources.rules)) * sizes[0] * sizes[2] > MOST_RESULTS:
+            raise ValueError(f"resources.rules: {rules} rules are too many for {sizes[0]} models x {sizes[2]} methods")
+        return self
 
     @model_validator(mode="after")
     def _names_exist(self) -> Sweep:
@@ -378,26 +211,28 @@ def load_sweep(path: Path, storage: str | None = None) -> Sweep:
     Raises SpecError. `storage` replaces the YAML's own.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise SpecError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-    except yaml.YAMLError as error:
-        raise SpecError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+        content = read_yaml(path)
+    except ValueError as error:
+        raise SpecError(str(error)) from error
     if not isinstance(content, dict):
-        raise SpecError(f"{path}: expected a mapping of fields, found {type(content).__name__}")
+        found = "nothing" if content is None else "a list" if isinstance(content, list) else "a single value"
+        raise SpecError(f"{shown(path)}: expected a mapping of fields, found {found}")
     if storage is not None:
         content = {**content, "storage": storage}
-    return _absolute(parse_sweep(content, str(path)), path.resolve().parent)
+    return _absolute(parse_sweep(content, shown(path)), path.resolve().parent)
 
 
 def parse_sweep(content: dict[Any, Any], where: str) -> Sweep:
     """Validate the content of a YAML; `where` starts the message of the SpecError."""
+    address = content.get("storage")
     try:
+        if isinstance(address, str) and "://" in address:  # before pydantic, which says what it found: a secret, maybe
+            check_address(address)
         return Sweep.model_validate(content)
     except ValidationError as error:
         raise SpecError(f"{where}: {describe(error, Sweep)}") from error
+    except StorageError as error:
+        raise SpecError(f"{where}: {error}") from error
 
 
 def resolved_yaml(sweep: Sweep) -> str:
@@ -405,14 +240,8 @@ def resolved_yaml(sweep: Sweep) -> str:
     return yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _exactly_one(entry: Frozen, *fields: str) -> None:
-    given = [field for field in fields if getattr(entry, field) is not None]
-    if len(given) != 1:
-        raise ValueError(f"give exactly one of {', '.join(fields)}; found {', '.join(given) or 'none'}")
-
-
 def _check_names(where: str, wanted: tuple[str, ...], entries: tuple[Any, ...]) -> None:
-    valid = [entry.name for entry in entries]
+    valid = {entry.name: None for entry in entries}
     for name in wanted:
         if name not in valid:
             raise ValueError(f"{where}: unknown name {name!r}; valid: {', '.join(valid)}")
@@ -421,35 +250,38 @@ def _check_names(where: str, wanted: tuple[str, ...], entries: tuple[Any, ...]) 
 def _absolute(sweep: Sweep, folder: Path) -> Sweep:
     """Make the paths of models, datasets, tasks and texts independent of where a worker runs."""
 
-    def located(path: Path | None) -> Path | None:
-        return None if path is None else (folder / path.expanduser()).resolve()
+    def located(path: Path | str, where: str, start: Path = folder) -> Path:
+        try:
+            return (start / Path(path).expanduser()).resolve()
+        except (OSError, RuntimeError, ValueError) as error:  # a circle of links, an unknown ~user, a NUL
+            raise SpecError(f"{where}: '{shown(path, 80)}' is no path here ({shown(error)})") from error
 
-    models = tuple(
-        model.model_copy(
-            update={
-                "path": located(model.path),
-                "micro": model.micro
-                and model.micro.model_copy(
-                    update={"texts": tuple(str(located(Path(text))) for text in model.micro.texts)}
-                ),
-            }
-        )
-        for model in sweep.models
-    )
-    datasets = tuple(dataset.model_copy(update={"path": located(dataset.path)}) for dataset in sweep.datasets)
-    include = tuple((folder / path.expanduser()).resolve() for path in sweep.evaluation.include)
-    training = sweep.training.model_copy(update={"chat_template": located(sweep.training.chat_template)})
+    models, datasets = [], []
+    for model in sweep.models:
+        own: dict[str, Any] = {}
+        if model.path is not None:
+            own["path"] = located(model.path, f"models.{model.name}.path")
+        if model.micro is not None:
+            texts = [str(located(text, f"models.{model.name}.micro.texts")) for text in model.micro.texts]
+            own["micro"] = model.micro.model_copy(update={"texts": tuple(texts)})
+        models.append(model.model_copy(update=own))
+    for dataset in sweep.datasets:
+        path = dataset.path and located(dataset.path, f"datasets.{dataset.name}.path")
+        datasets.append(dataset.model_copy(update={"path": path}))
+    include = tuple(located(path, "evaluation.include") for path in sweep.evaluation.include)
+    chat_template = sweep.training.chat_template and located(sweep.training.chat_template, "training.chat_template")
+    training = sweep.training.model_copy(update={"chat_template": chat_template})
     probes = sweep.probes
     likelihood = probes.log_likelihood
     if likelihood is not None and isinstance(likelihood.texts, Path):
-        likelihood = likelihood.model_copy(update={"texts": located(likelihood.texts)})
+        likelihood = likelihood.model_copy(update={"texts": located(likelihood.texts, "probes.log_likelihood.texts")})
         probes = probes.model_copy(update={"log_likelihood": likelihood})
-    storage = sweep.storage if "://" in sweep.storage else str(Path(sweep.storage).expanduser().resolve())
+    storage = sweep.storage if "://" in sweep.storage else str(located(sweep.storage, "storage", Path()))
     evaluation = sweep.evaluation.model_copy(update={"include": include})
     return sweep.model_copy(
         update={
-            "models": models,
-            "datasets": datasets,
+            "models": tuple(models),
+            "datasets": tuple(datasets),
             "training": training,
             "evaluation": evaluation,
             "probes": probes,

@@ -1,9 +1,14 @@
 """Checkpoints, models, rows: folders of files that are complete only when their manifest is there.
 
-Protocol. The files are written to a dot-prefixed folder, then the manifest with every file's size and SHA-256, then the
-folder gets its final name by one rename (on an object store: the files are uploaded first, the manifest last). A folder
-without a valid manifest is half-written: it counts as missing and is moved aside by whoever writes the folder again. On
-an object store one without any manifest may be somebody's upload in flight, so it is left there and written over.
+Protocol, on a local filesystem. The files are written to a dot-prefixed folder, then the manifest with every file's
+size and SHA-256, then the folder gets its final name by one rename, which fails where a folder has that name. A folder
+without a valid manifest is half-written: it counts as missing and is moved aside by whoever writes the folder again.
+
+Protocol, on an object store. A writer uploads its files to a subfolder of its own, `<folder>/attempt-<id>/`. Then it
+puts the manifest, which names that subfolder, on the condition that there is none, or still the damaged one that the
+writer saw. The first manifest decides. What a slower writer, a dead one or one that comes back late has uploaded is in
+a subfolder that no manifest names: it counts for nothing, and its writer deletes it, or else the one who was first. A
+manifest whose files turn out to be damaged is replaced by a note of that, on the condition that it is still the same.
 """
 
 from __future__ import annotations
@@ -18,79 +23,96 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
-
-from raysft.store.layout import Storage, StorageError, one_line
+from raysft.store.layout import DamagedError, Storage, one_line
 
 MANIFEST = "manifest.json"
 
+_ATTEMPT = "attempt-"
+
 
 def write_folder(storage: Storage, folder: str, save: Callable[[Path], None], facts: Mapping[str, Any]) -> bool:
-    """Have `save` fill a new local folder and publish it as `folder` of the storage; False if it was complete before.
+    """Have `save` fill a new local folder and publish it as `folder` of the storage; False if another was first.
 
-    `facts` go into the manifest.
+    `facts` go into the manifest. Raises what `save` raises, and OSError or StorageError where the storage refuses.
     """
     if is_complete(storage, folder):
         return False
-    parent, name = storage.path(folder).rsplit("/", 1)
-    storage.filesystem.create_dir(parent, recursive=True)
     if not storage.is_local:
-        if storage.exists(folder, MANIFEST):
-            move_aside(storage, folder)
-        with tempfile.TemporaryDirectory() as temporary:
-            _fill(Path(temporary), save, facts)
-            _upload(storage, Path(temporary), folder)
-        return True
-    temporary_folder = Path(parent) / f".{name}.{uuid.uuid4().hex}"
-    temporary_folder.mkdir()
+        return _write_objects(storage, folder, save, facts)
+    final = storage.local_path(folder)
+    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
+    temporary.mkdir(parents=True)
     try:
-        _fill(temporary_folder, save, facts)
-        return _rename(storage, temporary_folder, folder)
+        save(temporary)
+        _write_synced(temporary / MANIFEST, _manifest(temporary, facts))
+        return _rename(storage, temporary, folder)
     finally:
-        shutil.rmtree(temporary_folder, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_manifest(storage: Storage, folder: str) -> dict[str, Any]:
-    """The manifest of a complete folder; StorageError, with the file and the reason, for any other."""
-    path = f"{folder}/{MANIFEST}"
-    if not storage.exists(path):
-        raise StorageError(f"{folder}: half-written, {MANIFEST} is missing")
+    """The manifest of a complete folder; DamagedError, with the file and the reason, for any other."""
+    content = storage.find_bytes(folder, MANIFEST)
+    if content is None:
+        raise DamagedError(f"{folder}: half-written, {MANIFEST} is missing")
+    return _parsed(storage, folder, content)
+
+
+def _parsed(storage: Storage, folder: str, content: bytes) -> dict[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads(storage.read_bytes(path))
-        files = manifest["files"]
-    except (ValueError, KeyError) as error:
-        raise StorageError(f"{path}: not a manifest ({one_line(error)})") from error
-    for name, entry in files.items():
-        info = storage.filesystem.get_file_info(storage.path(folder, name))
-        found = "no such file" if info.type == pafs.FileType.NotFound else f"{info.size} bytes"
-        if found != f"{entry['bytes']} bytes":
-            raise StorageError(f"{folder}/{name}: {found}, the manifest says {entry['bytes']} bytes")
+        manifest: dict[str, Any] = json.loads(content)
+        sizes = {str(name): int(entry["bytes"]) for name, entry in manifest["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{folder}/{MANIFEST}: not a manifest ({one_line(error)})") from error
+    place = _place(folder, manifest)
+    there = storage.sizes([storage.path(place, name) for name in sizes])
+    for (name, expected), size in zip(sizes.items(), there, strict=True):
+        if size != expected:
+            found = "no such file" if size is None else f"{size} bytes"
+            raise DamagedError(f"{place}/{name}: {found}, the manifest says {expected} bytes")
     return manifest
+
+
+def _place(folder: str, manifest: Mapping[str, Any]) -> str:
+    """Where the files of a folder lie: in the folder, or on an object store in its writer's subfolder."""
+    return f"{folder}/{manifest['attempt']}" if "attempt" in manifest else folder
 
 
 def is_complete(storage: Storage, folder: str) -> bool:
     """Whether every file of the folder's manifest is there with its size."""
     try:
         read_manifest(storage, folder)
-    except StorageError:
+    except DamagedError:
         return False
     return True
 
 
 def sound_folder(storage: Storage, folder: str) -> Path | None:
-    """`local_folder`, or None where there is no complete folder; one with damaged contents is moved aside first."""
-    if not is_complete(storage, folder):
+    """`local_folder`, or None where there is no complete folder; one with damaged contents counts as none from now."""
+    content = storage.find_bytes(folder, MANIFEST)
+    try:
+        manifest = _parsed(storage, folder, content or b"")
+    except DamagedError:
         return None
     try:
-        return local_folder(storage, folder)
-    except StorageError:
-        move_aside(storage, folder)
+        return _verified(storage, folder, manifest)
+    except DamagedError as error:
+        if storage.is_local:
+            move_aside(storage, folder)
+        else:
+            _note_damage(storage, folder, content or b"", error)
         return None
 
 
 def local_folder(storage: Storage, folder: str, cache: Path | None = None) -> Path:
-    """A complete folder as a local path, checksums verified; from an object store it is downloaded to `cache` once."""
-    manifest = read_manifest(storage, folder)
+    """A complete folder as a local path, checksums verified; from an object store it is downloaded to `cache` once.
+
+    DamagedError for a folder that is not complete, or whose files are not what the manifest says.
+    """
+    return _verified(storage, folder, read_manifest(storage, folder), cache)
+
+
+def _verified(storage: Storage, folder: str, manifest: Mapping[str, Any], cache: Path | None = None) -> Path:
     if storage.is_local:
         path = storage.local_path(folder)
     else:
@@ -101,7 +123,7 @@ def local_folder(storage: Storage, folder: str, cache: Path | None = None) -> Pa
         path = _downloaded(storage, folder, manifest, path.parent)
         damaged = _damaged_file(path, manifest)
     if damaged is not None:
-        raise StorageError(f"{folder}/{damaged}: damaged, its SHA-256 is not the manifest's")
+        raise DamagedError(f"{folder}/{damaged}: damaged, its SHA-256 is not the manifest's")
     return path
 
 
@@ -120,40 +142,48 @@ def _downloaded(storage: Storage, folder: str, manifest: Mapping[str, Any], cach
         return path
     temporary = cache / f".{path.name}.{uuid.uuid4().hex}"
     temporary.mkdir(parents=True)
-    local = pafs.LocalFileSystem()
-    pafs.copy_files(storage.path(folder), str(temporary), storage.filesystem, local)
-    for file in [file for file in temporary.rglob("*") if file.is_file()]:
-        if str(file.relative_to(temporary)) not in {*manifest["files"], MANIFEST}:  # of an upload that was not finished
-            file.unlink()
     try:
+        storage.download(temporary, _place(folder, manifest))
         temporary.rename(path)
-    except OSError:  # another process was first; a folder that is not empty is never replaced
-        shutil.rmtree(temporary)
+    except OSError:
+        if not path.exists():  # no other process was first; a folder that is not empty is never replaced
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return path
 
 
 def delete_folder(storage: Storage, folder: str) -> None:
     """Delete a folder, manifest first, so that it is never taken for complete while it goes."""
-    if storage.exists(folder, MANIFEST):
-        storage.filesystem.delete_file(storage.path(folder, MANIFEST))
-    if storage.exists(folder):
-        storage.filesystem.delete_dir(storage.path(folder))
+    storage.delete(folder, MANIFEST)
+    storage.delete_tree(folder)
 
 
 def move_aside(storage: Storage, folder: str) -> None:
-    """Give a half-written or damaged folder a dot-prefixed name beside its own; another process may do so first."""
-    parent, name = folder.rsplit("/", 1)
-    aside = storage.path(parent, f".damaged-{uuid.uuid4().hex[:8]}-{name}")
+    """Give a half-written or damaged local folder a dot-prefixed name beside its own.
+
+    Another process may do so first, and may have put a sound one in its place: that one stays.
+    """
+    final = storage.local_path(folder)
+    aside = final.with_name(f".damaged-{uuid.uuid4().hex[:8]}-{final.name}")
     try:
-        if storage.is_local:
-            storage.filesystem.move(storage.path(folder), aside)
-        else:  # objects have no folders that could get another name
-            storage.filesystem.create_dir(aside, recursive=True)
-            pafs.copy_files(storage.path(folder), aside, storage.filesystem, storage.filesystem)
-            storage.filesystem.delete_dir(storage.path(folder))
-    except OSError:
-        if storage.exists(folder):
-            raise
+        final.rename(aside)
+    except FileNotFoundError:
+        return
+    if _is_sound(aside) and not final.exists():
+        aside.rename(final)
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        return _damaged_file(path, json.loads((path / MANIFEST).read_bytes())) is None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _note_damage(storage: Storage, folder: str, manifest: bytes, error: DamagedError) -> None:
+    note = {"damaged": str(error), "manifest": manifest.decode(errors="replace")}
+    storage.replace_bytes(manifest, json.dumps(note, indent=1).encode(), folder, MANIFEST)
 
 
 def file_digest(path: Path) -> str:
@@ -165,19 +195,22 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _fill(folder: Path, save: Callable[[Path], None], facts: Mapping[str, Any]) -> None:
-    save(folder)
-    files = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"files": files, **facts}, indent=1, sort_keys=True))
-    for path in [folder / name for name in files] + [manifest]:
+def _manifest(folder: Path, facts: Mapping[str, Any]) -> bytes:
+    """The manifest of the files in a local folder, which are synced first."""
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
+        files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+    return json.dumps({"files": files, **facts}, indent=1, sort_keys=True).encode()
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _rename(storage: Storage, temporary: Path, folder: str) -> bool:
@@ -193,11 +226,28 @@ def _rename(storage: Storage, temporary: Path, folder: str) -> bool:
     return True
 
 
-def _upload(storage: Storage, source: Path, folder: str) -> None:
-    files = sorted(path for path in source.rglob("*") if path.is_file() and path.name != MANIFEST)
-    for path in [*files, source / MANIFEST]:
-        target = storage.path(folder, str(path.relative_to(source)))
-        storage.filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-        pafs.copy_files(
-            str(path), target, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=storage.filesystem
-        )
+def _write_objects(storage: Storage, folder: str, save: Callable[[Path], None], facts: Mapping[str, Any]) -> bool:
+    attempt = f"{_ATTEMPT}{uuid.uuid4().hex[:12]}"
+    with tempfile.TemporaryDirectory() as temporary:
+        save(Path(temporary))
+        manifest = _manifest(Path(temporary), {**facts, "attempt": attempt})
+        storage.upload(Path(temporary), folder, attempt)
+    is_first = _decide(storage, folder, manifest)
+    for name in storage.names(folder):
+        if name.startswith(_ATTEMPT) and (name != attempt) == is_first:
+            storage.delete_tree(folder, name)
+    return is_first
+
+
+def _decide(storage: Storage, folder: str, manifest: bytes) -> bool:
+    """Publish a manifest where there is none, or one that is not of a complete folder; False if there is a good one."""
+    while True:  # each time around, another writer was faster
+        seen = storage.find_bytes(folder, MANIFEST)
+        if seen is None:
+            done = storage.create_bytes(manifest, folder, MANIFEST)
+        elif is_complete(storage, folder):
+            return False
+        else:
+            done = storage.replace_bytes(seen, manifest, folder, MANIFEST)
+        if done:
+            return True

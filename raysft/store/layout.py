@@ -16,28 +16,50 @@
 
 from __future__ import annotations
 
+import os
 import uuid
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.fs as pafs
+
+from raysft.store.filesystems import Address, open_filesystem, parse_address
+from raysft.store.objects import Bucket
 
 
 class StorageError(ValueError):
     """The storage cannot be used as asked; the message is one line that says where and why."""
 
 
+class StorageAccessError(StorageError, OSError):
+    """The storage did not let something be read or written: refused, unreachable, full, or too busy for too long."""
+
+
+class DamagedError(StorageError):
+    """What lies in the storage is not what was put there, or not all of it is there."""
+
+
 @dataclass(frozen=True)
 class Storage:
-    """A root folder on some filesystem. Paths given to its methods are relative to the root."""
+    """A root folder on some filesystem. Paths given to its methods are relative to the root.
+
+    Every method raises StorageAccessError. `bucket` takes conditional puts, where the storage is not local.
+    """
 
     uri: str
     filesystem: pafs.FileSystem
     root: str
+    bucket: Bucket | None = field(default=None, repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[Callable[[str], Storage], tuple[str]]:
+        """Opened anew by whoever unpickles it, with the credentials of its own environment: no pickle holds any."""
+        return open_storage, (self.uri,)
 
     @property
     def is_local(self) -> bool:
-        return isinstance(self.filesystem, pafs.LocalFileSystem)
+        return self.bucket is None
 
     def path(self, *parts: str) -> str:
         """Path inside `filesystem`."""
@@ -51,65 +73,200 @@ class Storage:
 
     def names(self, *folder: str) -> list[str]:
         """Sorted names in a folder, without those that start with a dot; empty if there is no such folder."""
+        return [name for name in self.all_names(*folder) if not name.startswith(".")]
+
+    def all_names(self, *folder: str) -> list[str]:
+        """Sorted names in a folder; empty if there is no such folder."""
         selector = pafs.FileSelector(self.path(*folder), allow_not_found=True)
-        try:
-            infos = self.filesystem.get_file_info(selector)
-        except OSError as error:
-            raise StorageError(f"storage {self.uri}: cannot read {'/'.join(folder)} ({one_line(error)})") from error
-        return sorted(info.base_name for info in infos if not info.base_name.startswith("."))
+        with self._access("read", *folder):
+            return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
 
     def exists(self, *parts: str) -> bool:
-        return bool(self.filesystem.get_file_info(self.path(*parts)).type != pafs.FileType.NotFound)
+        return self.sizes([self.path(*parts)]) != [None]
+
+    def sizes(self, paths: list[str]) -> list[int | None]:
+        """Bytes of each of these paths inside `filesystem`, 0 of a folder; None where there is nothing."""
+        with self._access("read", paths[0].removeprefix(f"{self.root}/") if paths else ""):
+            infos = self.filesystem.get_file_info(paths)
+        return [None if info.type == pafs.FileType.NotFound else info.size or 0 for info in infos]
 
     def read_bytes(self, *parts: str) -> bytes:
-        with self.filesystem.open_input_stream(self.path(*parts)) as stream:
+        with self._access("read", *parts), self.filesystem.open_input_stream(self.path(*parts)) as stream:
             return bytes(stream.read())
+
+    def find_bytes(self, *parts: str) -> bytes | None:
+        """The content of a file; None if there is no such file."""
+        try:
+            return self.read_bytes(*parts)
+        except StorageAccessError as error:
+            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                return None
+            raise
 
     def write_bytes(self, data: bytes, *parts: str) -> None:
         """Replace a file as a whole: readers see the old content or the new."""
-        folder, name = self.path(*parts).rsplit("/", 1)
-        self.filesystem.create_dir(folder, recursive=True)
-        if not self.is_local:  # an object appears when its upload is closed, never before
-            with self.filesystem.open_output_stream(f"{folder}/{name}") as stream:
-                stream.write(data)
-            return
-        temporary = f"{folder}/.{name}.{uuid.uuid4().hex}"
-        with self.filesystem.open_output_stream(temporary) as stream:
-            stream.write(data)
-        self.filesystem.move(temporary, f"{folder}/{name}")
+        path = self.path(*parts)
+        with self._access("write", *parts):
+            if not self.is_local:  # an object appears when its upload is closed, never before
+                with self.filesystem.open_output_stream(path, compression=None) as stream:
+                    stream.write(data)
+                return
+            with _temporary(Path(path), data) as temporary:
+                temporary.replace(path)
+
+    def create_bytes(self, data: bytes, *parts: str) -> bool:
+        """Publish a file, whole and for good; False, and no change, if there is one of that name.
+
+        Of several writers at once one gets True. No two may write the same bytes (see `raysft.store.objects`).
+        """
+        with self._access("write", *parts):
+            if self.bucket is not None:
+                return self.bucket.create(self.key(*parts), data)
+            return _publish(Path(self.path(*parts)), data)
+
+    def replace_bytes(self, seen: bytes, data: bytes, *parts: str) -> bool:
+        """Replace an object that still holds `seen`; False, and no change, if another was first."""
+        if self.bucket is None:
+            raise StorageError(f"{self.uri}: only objects are replaced conditionally")
+        with self._access("write", *parts):
+            return self.bucket.replace(self.key(*parts), seen, data)
+
+    def key(self, *parts: str) -> str:
+        """Name of an object in its bucket."""
+        return self.path(*parts).partition("/")[2]
+
+    def move(self, path: str, target: str) -> None:
+        """Give a file another name, if it is there; another process may do so first."""
+        with self._access("move", path):
+            try:
+                self.filesystem.move(self.path(path), self.path(target))
+            except FileNotFoundError:
+                return
 
     def delete(self, *parts: str) -> None:
         """Delete a file if it is there."""
         if self.exists(*parts):
-            self.filesystem.delete_file(self.path(*parts))
+            with self._access("delete", *parts):
+                self.filesystem.delete_file(self.path(*parts))
+
+    def delete_tree(self, *folder: str) -> None:
+        """Delete a folder and all in it, if it is there; another process may do so too."""
+        if self.exists(*folder):
+            with self._access("delete", *folder):
+                try:
+                    self.filesystem.delete_dir(self.path(*folder))
+                except FileNotFoundError:
+                    return
+
+    def upload(self, source: Path, *folder: str) -> None:
+        """Copy the files of a local folder into a folder, over what has their names."""
+        local = pafs.LocalFileSystem()
+        with self._access("write", *folder):
+            pafs.copy_files(str(source), self.path(*folder), local, self.filesystem)
+
+    def download(self, target: Path, *folder: str) -> None:
+        """Copy the files of a folder into a local one."""
+        local = pafs.LocalFileSystem()
+        target.mkdir(parents=True, exist_ok=True)
+        with self._access("read", *folder):
+            pafs.copy_files(self.path(*folder), str(target), self.filesystem, local)
 
     def check_writable(self) -> None:
-        """Write and remove a small file, so that a wrong path or a missing permission is known before any work."""
-        probe = self.path(f".writable-{uuid.uuid4().hex}")
+        """Write and remove a small file, so that a wrong path or a missing permission is known before any work.
+
+        StorageError as well for an object store that takes no conditional puts: two writers would both be first there.
+        """
+        name, content = f".writable-{uuid.uuid4().hex}", uuid.uuid4().hex.encode()
         try:
-            self.filesystem.create_dir(self.root, recursive=True)
-            with self.filesystem.open_output_stream(probe) as stream:
-                stream.write(b"raysft")
-            self.filesystem.delete_file(probe)
+            self.write_bytes(content, name)
+            replaced = self.bucket is not None and self.create_bytes(b"second", name)
+            self.delete(name)
         except OSError as error:
-            raise StorageError(f"storage {self.uri}: cannot write there ({one_line(error)})") from error
+            cause = why(error.__cause__ or error)
+            raise StorageAccessError(f"storage {self.uri}: cannot write there ({cause})") from error
+        if replaced:
+            raise StorageError(f"storage {self.uri}: it ignores If-None-Match, so that no commit is safe there")
+
+    @contextmanager
+    def _access(self, doing: str, *parts: str) -> Iterator[None]:
+        try:
+            yield
+        except StorageError:
+            raise
+        except OSError as error:
+            what = "/".join(parts)
+            raise StorageAccessError(f"storage {self.uri}: cannot {doing} {what} ({why(error)})") from error
 
 
 def open_storage(uri: str) -> Storage:
     """Open `uri`, a local path or an `s3://` or `gs://` address. Nothing is created; credentials come from the
     environment."""
-    if "://" not in uri:
-        return Storage(uri, pafs.LocalFileSystem(), str(Path(uri).expanduser().resolve()))
+    address = check_address(uri)
     try:
-        filesystem, root = pafs.FileSystem.from_uri(uri)
-    except (OSError, ValueError) as error:
-        raise StorageError(f"storage {uri}: {one_line(error)}; valid: a local path, s3://... or gs://...") from error
-    return Storage(uri, filesystem, root.rstrip("/"))
+        return Storage(uri, *open_filesystem(address))
+    except ImportError as error:
+        raise StorageError(f"storage {uri}: needs obstore, which is not there: pip install 'raysft[cloud]'") from error
+    except OSError as error:
+        raise StorageAccessError(f"storage {uri}: {why(error)}") from error
+
+
+def check_address(uri: str) -> Address:
+    """The parts of a storage's address; StorageError for one that is none or holds credentials, which it keeps back."""
+    try:
+        return parse_address(uri)
+    except ValueError as error:
+        raise StorageError(one_line(error)) from error
 
 
 def one_line(error: BaseException) -> str:
     """An exception's message on one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+# What Arrow's messages say -> what that means to the user.
+_MEANINGS = {
+    "ACCESS_DENIED": "refused: credentials come from the environment, and have to allow reading and writing there",
+    "INVALID_ACCESS_KEY_ID": "refused: the access key in the environment is not known there",
+    "SIGNATURE_DOES_NOT_MATCH": "refused: the secret key in the environment is not that of the access key",
+    "NO_SUCH_BUCKET": "there is no such bucket",
+}
+
+
+def why(error: BaseException) -> str:
+    """Why an access failed, on one line."""
+    text = one_line(error)
+    meaning = next((meaning for sign, meaning in _MEANINGS.items() if sign in text), None)
+    return text if meaning is None else f"{meaning}; {text}"
+
+
+@contextmanager
+def _temporary(final: Path, data: bytes) -> Iterator[Path]:
+    """A synced file with a dot-prefixed name beside `final`, gone at the end if it got no other name."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _publish(final: Path, data: bytes) -> bool:
+    """Give a synced file its name by a hard link, which fails if the name is taken."""
+    try:
+        with _temporary(final, data) as temporary:
+            os.link(temporary, final)
+    except FileExistsError:
+        return False
+    descriptor = os.open(final.parent, os.O_RDONLY)  # makes the new name itself survive a power cut
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return True
 
 
 SPEC_FILE = "sweep.yaml"

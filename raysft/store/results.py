@@ -1,21 +1,22 @@
 """Results: one Parquet file per stage and key, committed once.
 
-Protocol. A writer writes to a dot-prefixed name in the same folder, syncs it, and publishes it under its final name
-with a hard link, which fails if the name is taken: the first commit wins, a later one is dropped, and a reader never
-sees half a file. On an object store a file appears when its upload is closed, and the final name is looked up before
-the upload. Nothing published is ever rewritten; a file that turns out to be damaged is moved aside, not deleted.
+Protocol. The first commit wins, and a later one, of a slower writer or of one that comes back late, changes nothing. A
+file appears under its final name whole or not at all: locally by a hard link of a synced, dot-prefixed file, which
+fails if the name is taken, and on an object store by a put on the condition that there is no such object. Nothing
+published is ever rewritten; a file that turns out to be damaged is moved aside, not deleted.
 """
 
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import platform
 import subprocess
 import traceback
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -25,7 +26,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysft.store.layout import Storage, StorageError, one_line
+from raysft.store.layout import DamagedError, Storage, StorageError, one_line
 from raysft.store.schema import RESULTS, SCHEMA_VERSION
 
 _RECORDED_PACKAGES = ("raysft", "ray", "torch", "transformers", "peft", "lm-eval", "pyarrow", "numpy")
@@ -61,33 +62,31 @@ def commit_result(
     """
     schema = RESULTS[stage]
     table = table.select(schema.names).cast(schema).replace_schema_metadata(_metadata(stage, key, subject, cost))
-    final = storage.path(result_path(stage, key))
     if storage.exists(result_path(stage, key)):
         return False
-    storage.filesystem.create_dir(storage.path("results", stage), recursive=True)
-    if not storage.is_local:
-        pq.write_table(table, final, filesystem=storage.filesystem)
-        return True
-    temporary = f"{storage.path('results', stage)}/.{key}.{uuid.uuid4().hex}"
-    try:
-        pq.write_table(table, temporary)
-        _sync(temporary)
-        return _publish(temporary, final)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return storage.create_bytes(buffer.getvalue(), result_path(stage, key))
 
 
 def read_result(storage: Storage, stage: str, key: str) -> pa.Table:
-    """The payload of a result, in the stage's current schema: columns that the file lacks are null."""
+    """The payload of a result, in the stage's current schema: columns that the file lacks are null.
+
+    DamagedError for a file that cannot be made out; StorageAccessError for one that could not be had.
+    """
     path = result_path(stage, key)
-    try:
-        table = pq.read_table(storage.path(path), filesystem=storage.filesystem)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise StorageError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
+    table = _parsed(path, storage.read_bytes(path))
     written = int((table.schema.metadata or {}).get(b"schema_version", b"0"))
     if written > SCHEMA_VERSION:
         raise StorageError(f"{path}: schema version {written}, this raysft reads up to {SCHEMA_VERSION}")
     return conform(table, RESULTS[stage])
+
+
+def _parsed(path: str, content: bytes) -> pa.Table:
+    try:
+        return pq.read_table(pa.BufferReader(content))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DamagedError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -101,35 +100,49 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema.with_metadata(table.schema.metadata))
 
 
-def scan_results(storage: Storage, stage: str) -> ResultScan:
+def scan_results(storage: Storage, stage: str, sound: Collection[str] = frozenset()) -> ResultScan:
     """List a stage's results and, on a local storage, look at each file's last bytes, where Parquet puts its mark.
 
-    An object appears only when its upload was closed, so remote files are not opened one by one.
+    An object appears only when its upload was closed, so remote files are not opened one by one; nor are those of the
+    keys that were found `sound` before, since what is published is never rewritten.
     """
     committed, damaged = set(), []
     for name in storage.names("results", stage):
         if not name.endswith(".parquet"):
             continue
-        if not storage.is_local or _has_footer(storage, f"results/{stage}/{name}"):
-            committed.add(name.removesuffix(".parquet"))
+        key = name.removesuffix(".parquet")
+        if not storage.is_local or key in sound or _has_footer(storage.path("results", stage, name)):
+            committed.add(key)
         else:
             damaged.append(f"results/{stage}/{name}")
     return ResultScan(frozenset(committed), tuple(damaged))
 
 
 def set_aside(storage: Storage, paths: Iterable[str]) -> None:
-    """Move damaged files to dot-prefixed names beside them, so that they are redone and still there to look at."""
+    """Move damaged files to dot-prefixed names beside them, so that they are redone and still there to look at.
+
+    One that reads well by now was committed anew by another process, and stays.
+    """
     for path in paths:
-        folder, name = path.rsplit("/", 1)
-        storage.filesystem.move(storage.path(path), storage.path(folder, f".damaged-{uuid.uuid4().hex[:8]}-{name}"))
+        content = storage.find_bytes(path)
+        if content is None:
+            continue
+        try:
+            _parsed(path, content)
+        except DamagedError:
+            folder, name = path.rsplit("/", 1)
+            storage.move(path, f"{folder}/.damaged-{uuid.uuid4().hex[:8]}-{name}")
 
 
 def record_failure(
     storage: Storage, stage: str, key: str, error: BaseException, subject: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Leave a record of a failed attempt, its traceback beside it, and return the record."""
-    attempt = 1 + sum(name.endswith(".json") for name in storage.names("failures", stage, key))
-    log = f"failures/{stage}/{key}/{attempt}.log"
+    written_by = f"{platform.node()}, process {os.getpid()}, {datetime.now(timezone.utc).isoformat()}\n"
+    text = (written_by + "".join(traceback.format_exception(error))).encode()
+    attempt = 1 + sum(name.endswith(".log") for name in storage.names("failures", stage, key))
+    while not storage.create_bytes(text, log := f"failures/{stage}/{key}/{attempt}.log"):
+        attempt += 1  # another process recorded a failure at the same time
     record = {
         "stage": stage,
         "key": key,
@@ -141,7 +154,6 @@ def record_failure(
         "at": _now(),
         "subject": dict(subject),
     }
-    storage.write_bytes("".join(traceback.format_exception(error)).encode(), log)
     storage.write_bytes(json.dumps(record, indent=1).encode(), "failures", stage, key, f"{attempt}.json")
     return record
 
@@ -194,6 +206,7 @@ def _metadata(stage: str, key: str, subject: Mapping[str, Any], cost: Cost) -> d
         "wall_s": repr(cost.wall_s),
         "gpu_s": repr(cost.gpu_s),
         "finished_at": _now(),
+        "commit": uuid.uuid4().hex,  # no two writers write the same bytes
     }
 
 
@@ -201,24 +214,10 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _sync(path: str) -> None:
+def _has_footer(path: str) -> bool:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        size = os.fstat(descriptor).st_size
+        return size >= 12 and os.pread(descriptor, 4, size - 4) == b"PAR1"
     finally:
         os.close(descriptor)
-
-
-def _publish(temporary: str, final: str) -> bool:
-    try:
-        os.link(temporary, final)
-    except FileExistsError:
-        return False
-    _sync(str(Path(final).parent))  # makes the new name itself survive a power cut
-    return True
-
-
-def _has_footer(storage: Storage, path: str) -> bool:
-    with storage.filesystem.open_input_file(storage.path(path)) as file:
-        size = file.size()
-        return size >= 12 and file.read_at(4, size - 4) == b"PAR1"

@@ -218,8 +218,8 @@ COSTS = pa.schema(
 
 FAILURES = pa.schema(
     [
-        column("stage", TEXT, "kind of work"),
-        column("key", TEXT, "key of the result that is missing"),
+        column("stage", TEXT, "kind of work, or driver for the process that ran the sweep"),
+        column("key", TEXT, "key of the result that is missing, or the driver's id"),
         column("attempt", WHOLE, "attempt, from 1"),
         column("error", TEXT, "exception class"),
         column("message", TEXT, "exception message"),

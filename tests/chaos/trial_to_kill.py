@@ -3,7 +3,8 @@
     python -m tests.chaos.trial_to_kill SWEEP.yaml [MOMENT STEPS]
 
 It keeps a state before each step, and says from which step its training goes on. At the moment given it says so in one
-line and does nothing more, until it is killed or its standard input is closed, so that it does not outlive its parent.
+line and does nothing more, until it is killed, or told `go on`, or its standard input is closed, so that it does not
+outlive its parent.
 Moments, with that many steps done:
 
 - `stepped`: the step was taken, its state is not kept, so that the newest is of the step before;
@@ -35,8 +36,8 @@ Train = Callable[[Engine, Job, Hooks, Progress], bool]
 
 def _stand_still(moment: str, steps: int) -> None:
     print(f"stopped {moment} {steps}", flush=True)
-    sys.stdin.read()
-    sys.exit("the parent went away without killing this process")
+    if sys.stdin.readline() != "go on\n":
+        sys.exit("the parent went away without killing this process")
 
 
 def stopping(moment: str, steps: int) -> Train:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from raysft.cluster.admission import Node
 from raysft.cluster.queue import ReadyQueue
 from raysft.cluster.trainable import Task
 from raysft.spec.plan import Unit, make_plan
+from raysft.spec.resources import Shape
 from raysft.spec.sweep import parse_sweep
 from raysft.store.checkpoints import write_folder
 from raysft.store.layout import checkpoint_folder, open_storage
@@ -56,8 +58,48 @@ def test_units_that_lost_their_base_are_dropped_and_named(units: list[Unit]) -> 
     queue.suggest("2")
     queue.on_trial_complete("1", {"failures": [{"message": "broken"}]})
     queue.on_trial_complete("2", None, error=True)
+    queue.give_up("2")
     assert queue.suggest("3") == Searcher.FINISHED
     assert len(queue.blocked) == len(units) - 2
+
+
+def test_a_unit_that_died_comes_back_to_its_place_or_is_given_up(units: list[Unit]) -> None:
+    ready = [unit for unit in units if unit.kind != "pretrain"]
+    queue = _queue(ready)
+    assert [_next(queue, str(index), units) for index in range(2)] == ready[:2]
+    queue.on_trial_complete("1", None, error=True)
+    queue.retry("1")
+    assert _next(queue, "again", units) == ready[1]
+    for trial in ("0", "again"):
+        queue.on_trial_complete(trial, None, error=True)
+    queue.give_up("again")
+    queue.retry("0")
+    assert _next(queue, "0 again", units) == ready[0]
+    assert _next(queue, "2", units) == ready[2]
+
+
+def test_a_unit_that_died_does_not_keep_others_out(units: list[Unit]) -> None:
+    """The large one's node is gone for good: what fits on the other goes on."""
+    small, large = (unit for unit in units if unit.kind == "pretrain")
+    large = replace(large, shape=Shape(1, 8, 0))
+    nodes = [Node(1, 0), Node(8, 0)]
+    queue = ReadyQueue([small, large], lambda: list(nodes), lambda unit: True)
+    assert queue.suggest("large") == {"unit": large.key}
+    del nodes[1]
+    queue.on_trial_complete("large", None, error=True)
+    queue.retry("large")
+    queue._looked_at = float("-inf")
+    assert queue.suggest("small") == {"unit": small.key}
+    queue.on_trial_complete("small", {"failures": []})
+    assert queue.suggest("none") is None
+
+
+def test_nothing_starts_while_the_storage_is_away(units: list[Unit]) -> None:
+    there = False
+    queue = ReadyQueue(units, lambda: [Node(9, 0)], lambda unit: True, lambda: there)
+    assert queue.suggest("1") is None
+    there = True
+    assert queue.suggest("1") == {"unit": units[0].key}
 
 
 def test_everything_is_handed_out_once(units: list[Unit]) -> None:
@@ -65,6 +107,9 @@ def test_everything_is_handed_out_once(units: list[Unit]) -> None:
     queue = _queue(ready)
     handed = [_next(queue, str(index), units) for index in range(len(ready))]
     assert handed == ready
+    for index in range(len(ready)):
+        assert queue.suggest("more") is None  # any of them may still come back
+        queue.on_trial_complete(str(index), {"failures": []})
     assert queue.suggest("more") == Searcher.FINISHED
 
 
@@ -120,6 +165,8 @@ def test_a_checkpoint_is_measured_as_soon_as_it_is_there(apart: list[Unit]) -> N
     stored.add(second.key)
     queue.on_trial_complete("t", {"failures": []})
     assert _next(queue, "2", apart) == second
+    for trial in ("1", "2"):
+        queue.on_trial_complete(trial, {"failures": []})
     assert queue.suggest("3") == Searcher.FINISHED
 
 
@@ -128,6 +175,7 @@ def test_checkpoints_that_will_not_come_are_dropped(apart: list[Unit]) -> None:
     assert _next(queue, "t", apart) == apart[0]
     queue.on_trial_complete("t", {"failures": [{"message": "diverged"}]})
     assert _next(queue, "1", apart) == apart[1]
+    queue.on_trial_complete("1", {"failures": []})
     assert queue.suggest("2") == Searcher.FINISHED
     assert queue.blocked == []
 

@@ -16,7 +16,8 @@ from raysft.corpus.batching import global_batch, length_groups, pad_rows, steps_
 from raysft.corpus.example import Example
 from raysft.corpus.sources import all_examples, load_examples
 from raysft.corpus.tokenize import TokenisedRow, tokenise_examples, tokenise_texts
-from raysft.spec.sweep import DatasetSpec, SpecError, parse_sweep
+from raysft.spec.datasets import DatasetSpec
+from raysft.spec.sweep import SpecError, parse_sweep
 from raysft.spec.templates import Template
 
 pytestmark = pytest.mark.unit

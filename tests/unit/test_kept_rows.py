@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.fs as pafs
 import pytest
 import torch
 
@@ -26,7 +25,8 @@ from raysft.spec.keys import STAGE_VERSIONS
 from raysft.spec.sweep import SpecError, Sweep, parse_sweep
 from raysft.spec.templates import Template
 from raysft.store.checkpoints import MANIFEST
-from raysft.store.layout import Storage, open_storage
+from raysft.store.layout import open_storage
+from tests.s3_server import BUCKET, environment, s3_service
 from tests.unit.tokenizers_in_miniature import KINDS, Slow
 
 pytestmark = pytest.mark.unit
@@ -275,13 +275,15 @@ def test_rows_of_a_remote_storage_are_mapped_from_a_local_copy(tmp_path: Path, m
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    (tmp_path / "bucket").mkdir()
-    storage = Storage("far://bucket", pafs.SubTreeFileSystem(str(tmp_path / "bucket"), pafs.LocalFileSystem()), "sweep")
-    kept_rows(storage, {}, lambda: ROWS)
-    for _ in ("sound", "cleaned"):
-        rows = kept_rows(storage, {}, lambda: pytest.fail("tokenised again"))
-        assert (list(rows), _is_mapped(rows.ids)) == (list(ROWS), True)
-        next(scratch.glob("raysft/*/ids.npy")).unlink()
+    with s3_service() as service:
+        for name, value in environment(service.url).items():
+            monkeypatch.setenv(name, value)
+        storage = open_storage(f"s3://{BUCKET}/sweep")
+        kept_rows(storage, {}, lambda: ROWS)
+        for _ in ("sound", "cleaned"):
+            rows = kept_rows(storage, {}, lambda: pytest.fail("tokenised again"))
+            assert (list(rows), _is_mapped(rows.ids)) == (list(ROWS), True)
+            next(scratch.glob("raysft/*/ids.npy")).unlink()
 
 
 def test_a_trial_that_asks_again_maps_nothing_again(talks: dict[str, Any]) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,7 +17,6 @@ from raysft.store.checkpoints import (
     local_folder,
     move_aside,
     read_manifest,
-    sound_folder,
     write_folder,
 )
 from raysft.store.layout import Storage, StorageError, open_storage
@@ -138,7 +135,7 @@ def test_a_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_scheme_is_refused() -> None:
-    with pytest.raises(StorageError, match=r"ftp://x/y.*valid: a local path, s3://"):
+    with pytest.raises(StorageError, match=r"ftp://x/y.*valid are a local path, s3://"):
         open_storage("ftp://x/y")
 
 
@@ -182,42 +179,25 @@ def test_changed_bytes_of_the_same_size_are_found(storage: Storage) -> None:
         local_folder(storage, "models/k")
 
 
-@pytest.fixture
-def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
-    """A storage that is not local, as far as it knows, and a folder of its own for local copies."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    (tmp_path / "bucket").mkdir()
-    return Storage("far://b", pafs.SubTreeFileSystem(str(tmp_path / "bucket"), pafs.LocalFileSystem()), "sweep")
-
-
-def test_a_local_copy_that_lost_a_file_is_fetched_anew(remote: Storage) -> None:
-    write_folder(remote, "models/k", _save("abc"), {})
-    (local_folder(remote, "models/k") / "weights").unlink()
-    assert (local_folder(remote, "models/k") / "weights").read_text() == "abc"
-    assert is_complete(remote, "models/k")
-
-
-def test_damage_in_a_remote_storage_is_found_and_moved_aside(remote: Storage, tmp_path: Path) -> None:
-    write_folder(remote, "models/k", _save("abc"), {})
-    remote.write_bytes(b"abd", "models/k", "weights")
-    assert sound_folder(remote, "models/k") is None
-    assert not remote.exists("models/k")
-    [aside] = (tmp_path / "bucket" / "sweep" / "models").glob(".damaged-*-k")
-    assert (aside / "weights").read_text() == "abd"
-
-
-def test_an_upload_in_flight_is_left_to_end_and_never_read(remote: Storage) -> None:
-    remote.write_bytes(b"a part", "models/k", "other weights")
-    assert write_folder(remote, "models/k", _save("abc"), {})
-    assert remote.read_bytes("models/k", "other weights") == b"a part"
-    assert sorted(path.name for path in local_folder(remote, "models/k").iterdir()) == [MANIFEST, "weights"]
-
-
 def test_a_folder_that_another_process_moved_aside_first_is_no_error(storage: Storage) -> None:
     write_folder(storage, "models/k", _save("abc"), {})
+    (storage.local_path("models/k") / "weights").write_text("abd")
     move_aside(storage, "models/k")
     move_aside(storage, "models/k")
     assert not storage.exists("models/k")
+
+
+def test_a_folder_that_was_written_anew_meanwhile_is_not_moved_aside(storage: Storage) -> None:
+    write_folder(storage, "models/k", _save("abc"), {})
+    move_aside(storage, "models/k")  # of a process that saw a damaged one there before
+    assert (local_folder(storage, "models/k") / "weights").read_text() == "abc"
+    assert [path.name for path in storage.local_path("models").iterdir()] == ["k"]
+
+
+def test_a_result_that_was_committed_anew_meanwhile_is_not_moved_aside(storage: Storage) -> None:
+    _commit(storage, "k", 1.0)
+    set_aside(storage, [result_path(STAGE, "k"), result_path(STAGE, "gone")])
+    assert scan_results(storage, STAGE).committed == {"k"}
 
 
 def test_a_writer_that_fails_leaves_nothing(storage: Storage) -> None:

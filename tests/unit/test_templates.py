@@ -18,9 +18,10 @@ from raysft.corpus.tokenize import TokenisedRow, text_ids, tokenise_examples
 from raysft.models.load import Base
 from raysft.preflight import check_data, check_sweep
 from raysft.session import Session
+from raysft.spec.datasets import DatasetSpec
 from raysft.spec.grid import Trial, expand
 from raysft.spec.plan import make_plan
-from raysft.spec.sweep import DatasetSpec, SpecError, load_sweep, parse_sweep
+from raysft.spec.sweep import SpecError, load_sweep, parse_sweep
 from raysft.spec.templates import Template
 from raysft.store.layout import open_storage
 from tests.unit.tokenizers_in_miniature import KINDS, Slow, byte_level

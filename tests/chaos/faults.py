@@ -1,0 +1,137 @@
+"""Faults for a sweep that runs on a cluster of this process, each done at a moment when it hits something."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+import ray
+from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
+
+T = TypeVar("T")
+
+DEADLINE_S = 20  # of a node that is being drained: the notice is much longer in a cloud
+AWAY_S = 8  # of a storage: longer than a trial goes without writing
+_WAIT_S = 60.0
+
+TRIAL = "ray::Journalling"  # how Ray names the process of a trial of `faulty_sweep`
+RANK = "ray::RayTrainWorker"
+
+
+@dataclass
+class Ground:
+    """The cluster's nodes that work, one trial each, and the sweep's storage."""
+
+    cluster: Cluster
+    storage: Path
+    trials: int = 1  # of a node
+    gpus: int = 0
+
+    def add_node(self) -> None:
+        """A node for as many trials as any other."""
+        self.cluster.add_node(num_cpus=self.trials, num_gpus=self.gpus, object_store_memory=80 << 20)
+
+
+def _processes(name: str) -> list[psutil.Process]:
+    """Those below this one that Ray calls so, the youngest last."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if " ".join(process.cmdline()).startswith(name):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return sorted(found, key=lambda process: process.pid)
+
+
+def wait_for(what: str, look: Callable[[], T], seconds: float = _WAIT_S) -> T:
+    """What was found, once it is true. RuntimeError if it is not there in time."""
+    end = time.monotonic() + seconds
+    while not (found := look()):
+        if time.monotonic() > end:
+            raise RuntimeError(f"waited {seconds:.0f} s for {what}")
+        time.sleep(0.05)
+    return found
+
+
+def kill_trial(ground: Ground) -> None:
+    """SIGKILL of the process of a trial, as the kernel does it when memory is short."""
+    busy = wait_for("a process of a trial", lambda: _processes(TRIAL))
+    os.kill(busy[-1].pid, signal.SIGKILL)
+
+
+def kill_rank(ground: Ground) -> None:
+    """SIGKILL of one worker of a group."""
+    ranks = wait_for("a worker group", lambda: found if len(found := _processes(RANK)) >= 2 else None)
+    os.kill(ranks[-1].pid, signal.SIGKILL)
+
+
+def remove_node(ground: Ground) -> None:
+    """A node goes without a word, with what ran there; another one comes."""
+    nodes = sorted(ground.cluster.worker_nodes, key=lambda node: node.node_id)
+    ground.cluster.remove_node(nodes[0], allow_graceful=False)
+    ground.add_node()
+
+
+def drain_node(ground: Ground) -> None:
+    """A node gets its notice, as from a cloud that takes a spot node back, and goes at its deadline; another comes."""
+    node = sorted(ground.cluster.worker_nodes, key=lambda node: node.node_id)[0]
+    client = ray._raylet.GcsClient(address=ground.cluster.address)
+    reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+    accepted, why = client.drain_node(node.node_id, reason, "chaos", int((time.time() + DEADLINE_S) * 1000))
+    if not accepted:
+        raise RuntimeError(f"Ray refused to drain a node: {why}")
+    ground.add_node()
+    time.sleep(DEADLINE_S)
+    ground.cluster.remove_node(node, allow_graceful=False)
+
+
+def refuse_writes(ground: Ground) -> None:
+    """The storage goes, as a network filesystem that is unmounted, and comes back."""
+    aside = ground.storage.with_name("aside")
+    ground.storage.rename(aside)
+    ground.storage.write_text("not a folder")
+    time.sleep(AWAY_S)
+    ground.storage.unlink()
+    aside.rename(ground.storage)
+
+
+def fill_disk(ground: Ground) -> None:
+    """Every byte of the storage's filesystem is taken, and given back. It has to be a small one of its own."""
+    ballast = ground.storage.parent / "ballast"
+    with ballast.open("wb") as file, suppress(OSError):
+        while True:
+            os.write(file.fileno(), b"\0" * 4096)
+    time.sleep(AWAY_S)
+    ballast.unlink()
+
+
+FAULTS: dict[str, Callable[[Ground], None]] = {
+    "trial": kill_trial,
+    "rank": kill_rank,
+    "node": remove_node,
+    "drain": drain_node,
+    "refuse": refuse_writes,
+    "full": fill_disk,
+}
+
+
+@contextmanager
+def mounted(folder: Path, size: str) -> Iterator[bool]:
+    """Inside, `folder` is a small filesystem of its own; False, and no change, for those who may not have one."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    done = os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    try:
+        yield done
+    finally:
+        if done:
+            subprocess.run(["umount", "--lazy", str(folder)], capture_output=True, check=True)
