@@ -32,7 +32,7 @@ def run(folder: Path, faults: list[str]) -> list[dict[str, Any]]:
     undisturbed = run_undisturbed(folder / "undisturbed", seeds=4)
     disturbed = folder / "disturbed"
     (disturbed / "full").mkdir(parents=True)
-    with mounted(disturbed / "full", "96m") as is_mounted:
+    with mounted(disturbed / "full", "192m") as is_mounted:
         if not is_mounted and "full" in faults:
             sys.exit("only root can give a storage a small disk of its own, which the fault `full` needs")
         command = [sys.executable, "-m", "tests.chaos.faulty_sweep", str(undisturbed), str(disturbed), *faults]

@@ -18,6 +18,7 @@ from ray.tune import Callback, FailureConfig, PlacementGroupFactory, RunConfig, 
 
 from raysft.cluster.connect import cluster_nodes, refuse_what_fits_nowhere
 from raysft.cluster.deaths import error_of
+from raysft.cluster.forgetting import ForgettingScheduler
 from raysft.cluster.queue import ReadyQueue
 from raysft.cluster.retries import Retries, UnitDeath
 from raysft.cluster.trainable import Task, UnitTrainable
@@ -98,7 +99,9 @@ def run_sweep(
     with tempfile.TemporaryDirectory() as scratch:
         Tuner(
             trainable,
-            tune_config=TuneConfig(search_alg=queue, num_samples=-1, reuse_actors=True),
+            tune_config=TuneConfig(
+                search_alg=queue, scheduler=ForgettingScheduler(), num_samples=-1, reuse_actors=True
+            ),
             run_config=RunConfig(
                 storage_path=scratch,
                 name=plan.sweep.name,

@@ -3,9 +3,10 @@
     python -m tests.chaos.faulty_sweep UNDISTURBED FOLDER FAULT...
 
 `UNDISTURBED` is the storage of the same sweep run without any fault; its base models are used again. For each fault the
-sweep runs in `FOLDER/FAULT/storage`. A fault is one of `faults.FAULTS`, or `random-SEED`: many, of kinds and at times
-that the seed decides. Prints one line of JSON for each: what the driver and the failures table saw, how often each
-stage ran to its end, what was still reserved, and how long it took from a unit's death to its end.
+sweep runs in `FOLDER/FAULT/storage`. A fault is one of `faults.FAULTS`, or several in turn as `node+drain`, or
+`random-SEED`: many, of kinds and at times that the seed decides. Prints one line of JSON for each: what the driver and
+the failures table saw, how often each stage ran to its end, what was still reserved, and how long it took from a unit's
+death to its end.
 """
 
 from __future__ import annotations
@@ -159,10 +160,16 @@ def still_held() -> dict[str, Any]:
     return {**held, "groups": groups}
 
 
+def faults_of(name: str) -> Iterable[str]:
+    """The faults, one after the other."""
+    return random_faults(int(name.removeprefix("random-"))) if name.startswith("random-") else name.split("+")
+
+
 def sweep_of(fault: str, storage: Path) -> dict[str, Any]:
     """The sweep that this fault is injected into."""
-    workers, seeds = (2, 1) if fault == "rank" else (1, 4 if fault.startswith("random-") else 2)
-    return sweep_content(str(storage), workers, seeds)
+    if fault == "rank":
+        return sweep_content(str(storage), workers=2, seeds=1)
+    return sweep_content(str(storage), seeds=2 if fault in FAULTS else 4)
 
 
 def main(undisturbed: Path, folder: Path, faults: list[str]) -> None:
@@ -181,8 +188,7 @@ def main(undisturbed: Path, folder: Path, faults: list[str]) -> None:
                     shutil.copytree(undisturbed / part, ground.storage / part)
                 sweep = parse_sweep(sweep_of(fault, ground.storage), "test")
                 open_storage(sweep.storage).write_bytes(resolved_yaml(sweep).encode(), SPEC_FILE)
-                named = random_faults(int(fault[7:])) if fault.startswith("random-") else [fault]
-                print(json.dumps({"fault": fault, **run_disturbed(ground, sweep, named)}), flush=True)
+                print(json.dumps({"fault": fault, **run_disturbed(ground, sweep, faults_of(fault))}), flush=True)
     finally:
         cluster.shutdown()
 

@@ -27,7 +27,6 @@ SAME = sorted(set(TABLES) - {"costs", "failures"})
 
 def _command(folder: Path) -> list[str]:
     content: dict[str, Any] = {**copy.deepcopy(SMALL), "storage": str(folder / "storage")}
-    content["grid"][0]["seeds"] = [0, 1]
     sweep = folder / "sweep.yaml"
     sweep.write_text(json.dumps(content))
     return [sys.executable, "-m", "raysft.cli", "run", str(sweep)]
