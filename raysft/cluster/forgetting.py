@@ -1,4 +1,4 @@
-"""A Tune scheduler that lets Tune forget trials that have ended.
+"""What lets Tune forget trials that have ended.
 
 Tune keeps each trial for its table at the end: an object, its state as JSON and folders, some 100 KB together. A sweep
 reads none of it, since all that a trial made is in the storage. Tune has no call for this, so the trials are taken out
@@ -12,6 +12,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler
 
 _KEPT = 50  # of the latest: some of Tune's own steps come after a trial's end
@@ -46,3 +47,15 @@ def _forget(controller: Any, trial: Any) -> None:
     controller._trials.remove(trial)
     for folder in (trial.local_path, trial.storage.trial_fs_path):
         shutil.rmtree(Path(folder), ignore_errors=True)
+
+
+class NoProgress(TrialProgressCallback):
+    """In the place of Tune's own printer of trials, which keeps each of them and is added where there is none."""
+
+    def __init__(self) -> None:
+        super().__init__(metric=None)
+
+    def on_trial_start(self, *_: Any, **__: Any) -> None:
+        """Nothing."""
+
+    on_trial_result = on_trial_error = on_trial_complete = on_trial_start

@@ -18,7 +18,7 @@ from ray.tune import Callback, FailureConfig, PlacementGroupFactory, RunConfig, 
 
 from raysft.cluster.connect import cluster_nodes, refuse_what_fits_nowhere
 from raysft.cluster.deaths import error_of
-from raysft.cluster.forgetting import ForgettingScheduler
+from raysft.cluster.forgetting import ForgettingScheduler, NoProgress
 from raysft.cluster.queue import ReadyQueue
 from raysft.cluster.retries import Retries, UnitDeath
 from raysft.cluster.trainable import Task, UnitTrainable
@@ -107,7 +107,10 @@ def run_sweep(
                 name=plan.sweep.name,
                 verbose=0,
                 failure_config=FailureConfig(max_failures=0),  # the queue tries again, where there is room then
-                callbacks=[_Watch({unit.key: unit for unit in units}, outcome, watch, started, queue, retries)],
+                callbacks=[
+                    _Watch({unit.key: unit for unit in units}, outcome, watch, started, queue, retries),
+                    NoProgress(),
+                ],
             ),
         ).fit()
     if not queue.is_finished:  # Tune takes a Ctrl-C for its own, and comes back as if all were well

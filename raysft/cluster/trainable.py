@@ -7,6 +7,7 @@ worker group of its own from `TorchTrainer`, and this process only waits for it.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -78,9 +79,13 @@ class UnitTrainable(tune.Trainable):
         self.tasks = tasks
         self.session = Session(sweep, pick_device())
         self.has_to_go = NodeNotice()
+        self._left = self.logdir
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        if self._left != self.logdir:  # Tune made a working directory for the trial before, which nothing was put into
+            shutil.rmtree(self._left, ignore_errors=True)
+        self._left = self.logdir
         self.config = new_config
         self.task = self.tasks[new_config["unit"]]
         torch.set_num_threads(max(1, int(self.task.unit.shape.cpus)))
