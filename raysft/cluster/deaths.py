@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def death_of(error: BaseException | None) -> Death:
     """What `error`, as Tune reports it for a trial, was."""
     if error is None:
         return ProcessDiedError("its process ended, see the logs of the Ray session")
-    causes = [*_causes(error)][::-1]  # the innermost first: Ray's own error is at the same time one of what it wraps
+    causes = _causes(error)[::-1]  # the innermost first: Ray's own error is at the same time one of what it wraps
     for cause in causes:
         if isinstance(cause, InterruptedTrainingError | PreemptionError):
             return NodeLostError(one_line(cause))
@@ -67,35 +66,41 @@ def own_error(error: BaseException) -> BaseException | None:
 
     When one rank goes, those that wait for it in a collective raise errors of their connection, and may be heard first.
     """
-    raised = []
-    for cause in _causes(error):
-        if isinstance(cause, RayActorError | PreemptionError | InterruptedTrainingError | StorageAccessError):
-            return None
-        if isinstance(cause, UserExceptionWithTraceback):
-            cause._base_exc.__cause__ = cause  # which has the traceback of the other process
-            raised.append(cause._base_exc)
-    return next((one for one in raised if not _is_lost_connection(one)), None)
+    causes = _causes(error)
+    lost = RayActorError | PreemptionError | InterruptedTrainingError | StorageAccessError
+    if any(isinstance(cause, lost) for cause in causes):
+        return None
+    for cause in causes:
+        if isinstance(cause, UserExceptionWithTraceback) and not _is_lost_connection(cause._base_exc):
+            own: BaseException = cause._base_exc
+            own.__cause__ = cause  # which has the traceback of the other process
+            return own
+    return None
 
 
 def _is_lost_connection(error: BaseException) -> bool:
     return isinstance(error, DistError) or any(name in str(error) for name in ("gloo", "NCCL"))
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """`error`, and what it was raised from, in this process or in those it waited for."""
-    yield error
-    inner: list[BaseException | None] = [error.__cause__]
-    if isinstance(error, RayTaskError):
-        inner.append(error.cause)
-    if isinstance(error, WorkerGroupError):
-        inner += error.worker_failures.values()
-    if isinstance(error, WorkerHealthCheckFailedError):
-        inner.append(error.health_check_failure)
-    if isinstance(error, UserExceptionWithTraceback):
-        inner.append(error._base_exc)
-    for one in inner:
-        if one is not None and one is not error:
-            yield from _causes(one)
+def _causes(error: BaseException) -> list[BaseException]:
+    """`error`, and what it was raised from, in this process or in those it waited for; the innermost last."""
+    found: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop(0)
+        if one is None or any(one is other for other in found):
+            continue
+        found.append(one)
+        waiting.append(one.__cause__)
+        if isinstance(one, RayTaskError):
+            waiting.append(one.cause)
+        if isinstance(one, WorkerGroupError):
+            waiting += one.worker_failures.values()
+        if isinstance(one, WorkerHealthCheckFailedError):
+            waiting.append(one.health_check_failure)
+        if isinstance(one, UserExceptionWithTraceback):
+            waiting.append(one._base_exc)
+    return found
 
 
 def _death_of_actor(error: RayActorError) -> Death:

@@ -127,7 +127,11 @@ class ReadyQueue(Searcher):
             is_training = trial in started
             if trial in self._untrained and not is_training:
                 continue  # it has not begun
-            if self._is_stored(unit):
+            try:
+                is_stored = self._is_stored(unit)
+            except OSError:  # the storage cannot be read now
+                return
+            if is_stored:
                 self._stored.add(key)
             elif not is_training:
                 del self._waiting[key]

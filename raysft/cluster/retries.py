@@ -48,11 +48,8 @@ class Retries:
     def judge(self, unit: Unit, error: BaseException | None) -> UnitDeath:
         """Take note that a process of `unit` died of `error`, and say whether the unit is to be tried again."""
         death = death_of(error)
-        own = isinstance(death, ProcessDiedError)
-        if isinstance(
-            death, StorageLostError
-        ):  # its own, if the storage serves others, as one with too big a checkpoint
-            own = self._is_writable()
+        # A storage that takes what others write is not to blame: this trial's checkpoint may be too big for it.
+        own = self._is_writable() if isinstance(death, StorageLostError) else isinstance(death, ProcessDiedError)
         self._unrecorded.append((unit, death))
         self._record()
         counter, most = (self._own, self._max_retries) if own else (self._losses, _MOST_LOSSES)

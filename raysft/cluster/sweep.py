@@ -24,8 +24,9 @@ from raysft.cluster.retries import Retries, UnitDeath
 from raysft.cluster.trainable import Task, UnitTrainable
 from raysft.spec.plan import Plan, Unit
 from raysft.spec.resources import Labels, Shape
+from raysft.spec.sweep import resolved_yaml
 from raysft.store.checkpoints import is_complete
-from raysft.store.layout import Storage, checkpoint_folder
+from raysft.store.layout import SPEC_FILE, Storage, checkpoint_folder, require_storage
 from raysft.store.results import record_failure
 
 
@@ -85,6 +86,8 @@ def run_sweep(
     outcome = SweepOutcome()
     if not units:
         return outcome
+    if not storage.exists(SPEC_FILE):
+        storage.write_bytes(resolved_yaml(plan.sweep).encode(), SPEC_FILE)
     refuse_what_fits_nowhere(units, cluster_nodes())
     apart = plan.works_apart()
     by_key = {unit.key: Task(unit, plan.missing_works(unit), apart.get(unit.key, {})) for unit in units}
@@ -125,11 +128,9 @@ def run_sweep(
 
 
 def _is_stored(storage: Storage, unit: Unit) -> bool:
-    """Whether the checkpoint that a unit measures is complete, as far as the storage can be read now."""
-    try:
-        return is_complete(storage, checkpoint_folder(*unit.weights))
-    except OSError:
-        return False
+    """Whether the checkpoint that a unit measures is complete. StorageAccessError if the storage cannot be read."""
+    require_storage(storage)
+    return is_complete(storage, checkpoint_folder(*unit.weights))
 
 
 def _bundles(shape: Shape, driver_labels: Labels) -> PlacementGroupFactory:

@@ -30,7 +30,7 @@ from raysft.spec.plan import Unit, Work
 from raysft.spec.resources import Shape
 from raysft.spec.sweep import Sweep
 from raysft.store.checkpoints import is_complete
-from raysft.store.layout import SPEC_FILE, Storage, StorageAccessError, checkpoint_folder
+from raysft.store.layout import Storage, checkpoint_folder, require_storage
 from raysft.store.results import result_path
 from raysft.training.parallel import Ranks
 from raysft.trial import InterruptedTrainingError, first_missing, run_unit
@@ -96,10 +96,7 @@ class UnitTrainable(tune.Trainable):
         unit = self.task.unit
         if self.has_to_go():  # Tune hands a free process its next unit wherever that is
             raise InterruptedTrainingError("its node is being taken away; it has not begun")
-        if not self.session.storage.exists(SPEC_FILE):  # or all that was committed would seem to be missing
-            raise StorageAccessError(
-                f"storage {self.session.storage.uri}: {SPEC_FILE} is not there; is it mounted here?"
-            )
+        require_storage(self.session.storage)
         task = self.task.still_missing(self.session.storage)
         unit_log.begins(unit, task.works)
         report = (

@@ -274,6 +274,12 @@ REPORT_FILE = "report/report.html"
 REPORT_SPEC_FILE = "report/sweep.yaml"
 
 
+def require_storage(storage: Storage) -> None:
+    """StorageAccessError where the storage of a sweep that runs is empty: all that was committed would seem missing."""
+    if not storage.exists(SPEC_FILE):
+        raise StorageAccessError(f"storage {storage.uri}: no {SPEC_FILE}; is it mounted here?")
+
+
 def checkpoint_folder(trial: str, epoch: int) -> str:
     """Folder of a checkpoint, relative to the storage."""
     return f"checkpoints/{trial}/epoch-{epoch:04d}"
