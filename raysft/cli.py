@@ -156,6 +156,9 @@ def embed(sweep: SweepFile, storage: StorageOption = None, address: AddressOptio
     """Stream hidden states of finished checkpoints and estimate their dimensions; `run` does this at its end."""
     with user_errors():
         loaded = load_sweep(sweep, storage)
+        from raysft.cluster.address import check_cluster
+
+        check_cluster(address)  # before the seconds that the next import takes
         from raysft.cluster.pipeline import run_geometry_only
 
         failures = run_geometry_only(loaded, address, console.print)

@@ -8,9 +8,13 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from raysft.cluster import pipeline
+from raysft.spec.keys import text_digest
+from raysft.spec.sweep import parse_sweep, resolved_yaml
 from raysft.store import lease as lease_module
 from raysft.store.layout import Storage, StorageError, open_storage
 from raysft.store.lease import DRIVER, LEASE_FILE, Driver, driving, read_driver
@@ -89,3 +93,19 @@ def test_what_is_no_driver_is_named(storage: Storage) -> None:
     storage.write_bytes(b"[]", LEASE_FILE)
     with pytest.raises(StorageError, match=r"driver\.json: not what a driver writes"):
         read_driver(storage)
+
+
+def test_a_run_is_refused_before_any_worker_starts(
+    content: dict[str, Any], storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "check_sweep", lambda *_: None)
+    monkeypatch.setattr(pipeline, "connected", lambda *_: pytest.fail("a Ray was started"))
+    sweep = parse_sweep({**content, "storage": storage.root}, "test")
+    changed = parse_sweep({**content, "storage": storage.root, "datasets": content["datasets"][:1]}, "test")
+    digest = text_digest(resolved_yaml(sweep))
+    with driving(storage, sweep.name, digest, lambda _: None):
+        with pytest.raises(StorageError, match="runs small there; wait for its end"):
+            pipeline.run_everything(sweep, say=lambda _: None)
+        with pytest.raises(StorageError, match="runs small there, with another YAML than this one"):
+            pipeline.run_everything(changed, say=lambda _: None)
+    assert storage.names() == []
