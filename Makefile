@@ -8,8 +8,9 @@ SWEEP ?= sweeps/quickstart.yaml
 quickstart: install
 	$(VENV)/bin/raysft run $(SWEEP)
 
+# Two processes, each with whole files: most tests wait for processes of Ray as long as they compute.
 test: install
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest --numprocesses 2 --dist loadfile
 
 lint: install
 	$(VENV)/bin/ruff check .

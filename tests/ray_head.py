@@ -65,7 +65,7 @@ def fetch(url: str) -> str:
 @contextmanager
 def ray_head(*options: str, **environment: str) -> Iterator[Head]:
     """Inside, a head node runs with these options of `ray start`; its processes get the environment."""
-    dashboard, gcs, agent, metrics = (_free_port() for _ in range(4))
+    dashboard, gcs, agent, metrics = (free_port() for _ in range(4))
     with tempfile.TemporaryDirectory(prefix="raysft-", ignore_cleanup_errors=True) as folder:  # sockets: a short path
         words = [str(_RAY), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
         words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--include-dashboard=true"]
@@ -105,7 +105,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait(timeout=_ENDS_WITHIN_S)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

@@ -42,8 +42,7 @@ from raysft.store.layout import SPEC_FILE, Storage, open_storage
 from tests.chaos.faults import FAULTS, Ground, wait_for
 from tests.conftest import SMALL
 
-RANDOM_FAULTS = ("trial", "node", "refuse")
-MOST_RANDOM_FAULTS = 5
+RANDOM_FAULTS = ("trial", "node", "drain", "refuse")
 SETTLE_S = 60.0
 LOOK_EVERY_S = 0.5
 
@@ -109,12 +108,13 @@ class Seen:
         return max((self.ends.get(unit, float("inf")) - at for at, unit, _ in self.deaths), default=0.0)
 
 
-def random_faults(seed: int) -> Iterator[str]:
-    """With pauses in which a process can start and train a while: without any, nothing would ever end."""
+def random_faults(seed: int, pause: float) -> Iterator[str]:
+    """Each kind in an order that the seed decides, and one of them again, with pauses in which processes start."""
     draw = random.Random(seed)
-    for _ in range(MOST_RANDOM_FAULTS):
-        yield draw.choice(RANDOM_FAULTS)
-        time.sleep(draw.uniform(10, 25))
+    faults = draw.sample(RANDOM_FAULTS, len(RANDOM_FAULTS))
+    for fault in [*faults, draw.choice(RANDOM_FAULTS)]:
+        yield fault
+        time.sleep(pause * draw.uniform(0.5, 1.5))
 
 
 def run_disturbed(ground: Ground, sweep: Sweep, faults: Iterable[str]) -> dict[str, Any]:
@@ -161,9 +161,9 @@ def still_held() -> dict[str, Any]:
     return {**held, "groups": groups}
 
 
-def faults_of(name: str) -> Iterable[str]:
-    """The faults, one after the other."""
-    return random_faults(int(name.removeprefix("random-"))) if name.startswith("random-") else name.split("+")
+def faults_of(name: str, pause: float = 6.0) -> Iterable[str]:
+    """The faults, one after the other, random ones with pauses of so many seconds."""
+    return random_faults(int(name.removeprefix("random-")), pause) if name.startswith("random-") else name.split("+")
 
 
 def sweep_of(fault: str, storage: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,8 @@ import psutil
 import yaml
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 from ray.autoscaler.v2.sdk import get_cluster_status
+
+from tests.ray_head import free_port
 
 NodeTypes = Mapping[str, dict[str, Any]]
 
@@ -125,7 +126,7 @@ def _started(node_types: NodeTypes, idle_s: float, folder: Path) -> str:
 
 def _start(node_types: NodeTypes, idle_s: float, folder: Path) -> subprocess.Popen[bytes]:
     """A head that keeps all it writes in `folder`, on free ports: other Rays of this machine have the default ones."""
-    gcs, agent, metrics, client = (_free_port() for _ in range(4))
+    gcs, agent, metrics, client = (free_port() for _ in range(4))
     config = folder / "autoscaler.yaml"
     config.write_text(yaml.safe_dump(_configuration(node_types, idle_s, f"127.0.0.1:{gcs}")))
     words = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--num-cpus=0", "--num-gpus=0"]
@@ -185,9 +186,3 @@ def _is_of(folder: str, process: psutil.Process) -> bool:
     with suppress(psutil.Error):
         return any(folder in file.path for file in process.open_files())
     return False
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -77,7 +77,7 @@ def test_everything_is_done_and_no_gpu_is_taken_twice_or_kept(mixed: tuple[Sweep
     assert kinds[0] == "pretrain"
     assert kinds.index("checkpoint") > kinds.index("fine_tune")
     assert said["most_held"] <= 2
-    assert said["longest_wait_s"] < 30  # what was let in found its GPUs free, or in the hands of an idle process
+    assert said["longest_wait_s"] < 60  # what was let in found its GPUs free, or in the hands of an idle process
     assert (said["held_after"], said["groups_after"]) == (0, [])
 
 

@@ -4,67 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.conftest import SMALL
+from tests.ray_head import free_port, ray_head
 
 pytestmark = pytest.mark.end_to_end
 
-RAY = str(Path(sys.executable).parent / "ray")
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as response:
-            return bool(response.status == 200)
-    except (OSError, urllib.error.URLError):
-        return False
-
 
 @pytest.fixture
-def head(tmp_path: Path) -> Iterator[str]:
-    """Address of the job server of a head node that blocks in a process of ours."""
-    # Every port is free: the other tests' Ray of this machine has the default ones.
-    dashboard, gcs, agent, metrics = (_free_port() for _ in range(4))
-    words = ["start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
-    words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--include-dashboard=true"]
-    words += [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
-    words += ["--object-store-memory=104857600", "--disable-usage-stats"]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where jobs find their python
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "PATH": path}
-    process = subprocess.Popen([RAY, *words], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{dashboard}"
-    try:
-        for _ in range(120):
-            if _answers(f"{address}/api/version"):
-                break
-            assert process.poll() is None, "the head node ended"
-            time.sleep(0.5)
-        yield address
-    finally:
-        started = psutil.Process(process.pid).children(recursive=True)
-        process.terminate()
-        _, left = psutil.wait_procs([psutil.Process(process.pid), *started], timeout=20)
-        for one in left:
-            one.kill()
-        process.wait(timeout=20)
+def head() -> Iterator[str]:
+    """Address of the job server of a head node of this test's own."""
+    with ray_head("--num-cpus=2") as node:
+        yield node.dashboard
 
 
 def _raysft(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -118,7 +77,7 @@ def test_a_sweep_is_submitted_once_at_a_time_cancelled_and_resumed(head: str, tm
 
 def test_an_address_where_nobody_answers_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps({**SMALL, "storage": "s"}))
-    done = _raysft(tmp_path, "submit", "sweep.json", "--address", f"http://127.0.0.1:{_free_port()}")
+    done = _raysft(tmp_path, "submit", "sweep.json", "--address", f"http://127.0.0.1:{free_port()}")
     assert done.returncode == 2
     assert done.stderr.startswith("raysft: no job server at http://127.0.0.1:")
     assert done.stderr.count("\n") == 1
