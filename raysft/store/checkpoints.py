@@ -13,13 +13,15 @@ manifest whose files turn out to be damaged is replaced by a note of that, on th
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -215,8 +217,9 @@ def _write_synced(path: Path, data: bytes) -> None:
 
 def _rename(storage: Storage, temporary: Path, folder: str) -> bool:
     final = storage.local_path(folder)
-    if final.exists() and not is_complete(storage, folder):
-        move_aside(storage, folder)
+    with _locked(final.parent):  # or what another writer put there after this one looked would be moved aside
+        if final.exists() and not is_complete(storage, folder):
+            move_aside(storage, folder)
     try:
         temporary.rename(final)
     except OSError:
@@ -224,6 +227,18 @@ def _rename(storage: Storage, temporary: Path, folder: str) -> bool:
             return False
         raise
     return True
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Inside, no other process is in here for this folder, on a filesystem that has locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # which lets go
 
 
 def _write_objects(storage: Storage, folder: str, save: Callable[[Path], None], facts: Mapping[str, Any]) -> bool:

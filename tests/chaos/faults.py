@@ -23,8 +23,9 @@ DEADLINE_S = 20  # of a node that is being drained: the notice is much longer in
 AWAY_S = 8  # of a storage: longer than a trial goes without writing
 _WAIT_S = 60.0
 
-TRIAL = "ray::Journalling"  # how Ray names the process of a trial of `faulty_sweep`
-RANK = "ray::RayTrainWorker"
+# How Ray names the process of a trial of `faulty_sweep`, before its first call and in one, and a worker of a group.
+TRIAL = ("ray::Journalling", "ray::ResourceTrainable")
+RANK = ("ray::RayTrainWorker",)
 
 
 @dataclass
@@ -41,12 +42,12 @@ class Ground:
         self.cluster.add_node(num_cpus=self.trials, num_gpus=self.gpus, object_store_memory=80 << 20)
 
 
-def _processes(name: str) -> list[psutil.Process]:
+def _processes(names: tuple[str, ...]) -> list[psutil.Process]:
     """Those below this one that Ray calls so, the youngest last."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if " ".join(process.cmdline()).startswith(name):
+            if " ".join(process.cmdline()).startswith(names):
                 found.append(process)
         except psutil.Error:
             continue

@@ -79,5 +79,5 @@ def test_an_address_where_nobody_answers_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps({**SMALL, "storage": "s"}))
     done = _raysft(tmp_path, "submit", "sweep.json", "--address", f"http://127.0.0.1:{free_port()}")
     assert done.returncode == 2
-    assert done.stderr.startswith("raysft: no job server at http://127.0.0.1:")
+    assert done.stderr.startswith("raysft: --address: nobody answers at http://127.0.0.1:")
     assert done.stderr.count("\n") == 1
