@@ -35,8 +35,13 @@ class Head:
 
     @property
     def address(self) -> str:
-        """Of the cluster, as Ray writes it: it puts the machine's own IP for 127.0.0.1 where it has one."""
-        return (self.session.parent / "ray_current_cluster").read_text().strip()
+        """Of the cluster, as Ray writes it last: it puts the machine's own IP for 127.0.0.1 where it has one."""
+        written = self.session.parent / "ray_current_cluster"
+        for _ in range(2 * _STARTS_WITHIN_S):
+            if written.is_file() and (address := written.read_text().strip()):
+                return address
+            time.sleep(0.5)
+        raise AssertionError(f"no {written}")
 
     def kill(self) -> None:
         """SIGKILL to all processes of the node."""
