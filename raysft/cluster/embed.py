@@ -48,8 +48,8 @@ from raysft.store.checkpoints import (
     write_folder,
 )
 from raysft.store.layout import Storage, checkpoint_folder, embeddings_folder, open_storage
+from raysft.store.probe_schemas import EMBED
 from raysft.store.results import Cost, commit_result, record_failure
-from raysft.store.schema import EMBED
 
 ray.data.DataContext.get_current().enable_progress_bars = False
 for _handler in logging.getLogger("ray.data").handlers:

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from raysft.corpus.example import Example
 from raysft.spec.keys import text_digest
-from raysft.store.schema import CONTAMINATION
+from raysft.store.probe_schemas import CONTAMINATION
 
 SHORTEST = 8  # words of an n-gram, unless the sweep asks for fewer
 _REACHED_BY = 0.95  # of a benchmark's items

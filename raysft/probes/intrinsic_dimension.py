@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import skdim.id
 
-from raysft.store.schema import INTRINSIC_DIMENSION
+from raysft.store.probe_schemas import INTRINSIC_DIMENSION
 
 
 def intrinsic_dimension(states: np.ndarray, neighbours: int, texts_of: str, repeated: int = 0) -> pa.Table:

@@ -15,7 +15,7 @@ from raysft.spec.keys import text_digest
 from raysft.spec.plan import SHIPPED_TEXTS
 from raysft.spec.probes import LogLikelihoodProbe
 from raysft.spec.sweep import SpecError
-from raysft.store.schema import LOG_LIKELIHOOD
+from raysft.store.probe_schemas import LOG_LIKELIHOOD
 
 _SKILL_STATEMENTS = 256
 

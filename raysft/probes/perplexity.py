@@ -16,7 +16,7 @@ from raysft.corpus.tokenize import TokenisedRow, tokenise_examples, tokenise_tex
 from raysft.probes.embeddings import pooled_states_of
 from raysft.probes.scoring import Scored, score_rows
 from raysft.spec.templates import Template
-from raysft.store.schema import DATA_PROPERTIES
+from raysft.store.probe_schemas import DATA_PROPERTIES
 
 
 def data_properties(

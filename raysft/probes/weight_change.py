@@ -9,7 +9,7 @@ import torch
 
 from raysft.models.layers import layer_count, place_of
 from raysft.models.methods import Tuned
-from raysft.store.schema import WEIGHT_CHANGE
+from raysft.store.probe_schemas import WEIGHT_CHANGE
 
 
 @torch.no_grad()

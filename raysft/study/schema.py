@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from raysft.store.schema import FLAG, IDENTITY, REAL, TEXT, WHOLE, column
+from raysft.store.columns import FLAG, REAL, TEXT, WHOLE, column
+from raysft.store.schema import IDENTITY
 
 _VARIANT = column("variant", TEXT, "method, and whatever else differs between trials of that method: size, epochs, ...")
 _FINAL = column("final", FLAG, "whether this is the trial's last measured epoch")

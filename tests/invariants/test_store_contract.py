@@ -28,6 +28,7 @@ from raysft.store.checkpoints import (
     write_folder,
 )
 from raysft.store.layout import DamagedError, Storage, open_storage
+from raysft.store.probe_schemas import LOG_LIKELIHOOD
 from raysft.store.results import (
     Cost,
     commit_result,
@@ -38,7 +39,6 @@ from raysft.store.results import (
     scan_results,
     set_aside,
 )
-from raysft.store.schema import LOG_LIKELIHOOD
 from tests.s3_server import BUCKET, S3Server, environment, s3_service
 
 pytestmark = pytest.mark.invariants

@@ -15,8 +15,8 @@ from raysft.cli import app
 from raysft.store import filesystems, objects
 from raysft.store.checkpoints import MANIFEST, is_complete, local_folder, write_folder
 from raysft.store.layout import Storage, StorageAccessError, StorageError, open_storage
+from raysft.store.probe_schemas import LOG_LIKELIHOOD
 from raysft.store.results import Cost, commit_result, read_result, result_path, scan_results
-from raysft.store.schema import LOG_LIKELIHOOD
 from tests.s3_server import BUCKET, Kind, S3Server, environment, s3_service
 
 pytestmark = pytest.mark.invariants

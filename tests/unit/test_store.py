@@ -20,6 +20,7 @@ from raysft.store.checkpoints import (
     write_folder,
 )
 from raysft.store.layout import Storage, StorageError, open_storage
+from raysft.store.probe_schemas import LOG_LIKELIHOOD
 from raysft.store.results import (
     Cost,
     commit_result,
@@ -30,7 +31,7 @@ from raysft.store.results import (
     scan_results,
     set_aside,
 )
-from raysft.store.schema import LOG_LIKELIHOOD, SCHEMA_VERSION
+from raysft.store.schema import SCHEMA_VERSION
 
 pytestmark = pytest.mark.unit
 
