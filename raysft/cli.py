@@ -253,6 +253,26 @@ def report(sweep: SweepFile, storage: StorageOption = None) -> None:
 
 
 @app.command()
+def weights(
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="A local model folder.", show_default=False)],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="A model tuned from it, or a peft adapter.", show_default=False)
+    ],
+    out: Annotated[Path | None, typer.Option(help="Write every tensor's measures to this Parquet file.")] = None,
+) -> None:
+    """Show how far a checkpoint's weights are from its base's, layer by layer, read from files without loading them."""
+    with user_errors():
+        from raysft.console.weights import print_weight_change, write_weight_change
+        from raysft.probes.weights.folders import weight_change_of_folders
+
+        change = weight_change_of_folders(base, checkpoint)
+        print_weight_change(console, change)
+        if out is not None:
+            write_weight_change(change, out)
+            console.print(f"Wrote {out}")
+
+
+@app.command()
 def doctor(storage: StorageOption = None, address: AddressOption = None, as_json: JsonOption = False) -> None:
     """Print versions, devices, disk and Ray's state, and what would not work and why."""
     from raysft.cluster.doctor import as_rows, examine
@@ -279,15 +299,15 @@ def _show_jobs(address: str, storage: str | None, as_json: bool, watch: bool) ->
         option = "--watch" if watch else "--storage"
         raise SpecError(f"{option} belongs to one sweep: give its YAML or its storage, found the job server {address}")
     from raysft.cluster.submit import JobServer
-    from raysft.console.jobs import job_facts, job_notes, job_table, look_at_storages
+    from raysft.console.jobs import job_facts, job_lines, job_notes, look_at_storages
 
     found = JobServer(address).all_submissions()
     looks = look_at_storages(found)
     if as_json:
         typer.echo(json.dumps(job_facts(found, looks), indent=1))
         return
-    for part in (job_table(found, looks), *job_notes(looks)):
-        console.print(part)
+    for line in (*job_lines(found, looks), *job_notes(looks)):
+        console.print(line)
 
 
 def _with_tables(sweep: Sweep) -> Storage:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
-
-from rich.table import Table
 
 from raysft.console.status import Progress, observe_storage
 from raysft.spec.sweep import SpecError
@@ -23,13 +21,16 @@ def look_at_storages(submissions: Sequence[Submission]) -> Looks:
     return {storage: _look(storage) for storage in dict.fromkeys(one.storage for one in submissions)}
 
 
-def job_table(submissions: Sequence[Submission], looks: Looks) -> Table:
-    """For people; times are those of this machine."""
-    table = Table("submission", "state", "started", "ended", "sweep", "results", "failed", "storage")
+def job_lines(submissions: Sequence[Submission], looks: Looks) -> Iterator[str]:
+    """For people: of each submission what it is called and how it stands, then its sweep and storage, whole however
+    narrow a terminal is; times are those of this machine."""
+    if not submissions:
+        yield "No sweep was submitted to this job server"
     for one in submissions:
-        cells = (one.name, one.status.lower(), _clock(one.started), _clock(one.ended), one.sweep)
-        table.add_row(*cells, *_counts(looks[one.storage]), one.storage)
-    return table
+        times = [f"{said} {_clock(time)}" for said, time in (("started", one.started), ("ended", one.ended)) if time]
+        yield ", ".join([f"{one.name}  {one.status.lower()}", *times])
+        yield f"  sweep {one.sweep}: {_results(looks[one.storage])}"
+        yield f"  {one.storage}"
 
 
 def job_notes(looks: Looks) -> list[str]:
@@ -61,10 +62,11 @@ def _look(storage: str) -> Progress | str:
         return f"Progress cannot be read from here: {error}"
 
 
-def _counts(look: Progress | str) -> tuple[str, str]:
+def _results(look: Progress | str) -> str:
     if isinstance(look, str):
-        return "?", "?"
-    return f"{sum(done for _, done, _ in look.stages()):,} of {_planned(look):,}", str(len(look.failures) or "")
+        return "results unknown"
+    done, failed = sum(done for _, done, _ in look.stages()), len(look.failures)
+    return f"{done:,} of {_planned(look):,} results" + (f", {failed:,} failed" if failed else "")
 
 
 def _planned(look: Progress) -> int:
@@ -78,5 +80,5 @@ def _progress_facts(look: Progress | str) -> dict[str, Any]:
     return {"done": done, "planned": _planned(look), "failed": len(look.failures)}
 
 
-def _clock(time: datetime | None) -> str:
-    return "" if time is None else time.astimezone().strftime("%Y-%m-%d %H:%M")
+def _clock(time: datetime) -> str:
+    return time.astimezone().strftime("%Y-%m-%d %H:%M")

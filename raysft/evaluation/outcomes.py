@@ -13,6 +13,10 @@ from raysft.evaluation.gold import Gold
 from raysft.spec.keys import text_digest
 from raysft.store.schema import EVALUATE
 
+# Shares of items whose choice is right, each by its own way of preferring one.
+_MUTUAL_INFORMATION = "acc_mutual_info"
+_ACCURACIES = ("acc", "acc_norm", "acc_bytes", _MUTUAL_INFORMATION)
+
 
 def score_table(
     loaded: Mapping[str, Any],
@@ -52,7 +56,7 @@ def _task_rows(
         ]
         row["samples"] = samples
         row["n"] = len(samples)
-        row["chance"] = _chance(task, samples, outcome["samples"][name])
+        row["chance"] = _chance(task, metric, outcome["samples"][name])
         if samples:
             row["unextracted"] = sum(not sample["extracted"] for sample in samples) / len(samples)
         if samples and task.OUTPUT_TYPE == "generate_until":
@@ -85,35 +89,57 @@ def _metric_rows(name: str, outcome: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _sample(task: Any, sample: Mapping[str, Any], metric: str, gold: Gold) -> dict[str, Any]:
-    response, is_text = _response(sample)
-    value = sample[metric]
+    text, value = _text(task, sample), sample[metric]
     return {
         "doc": int(sample["doc_id"]),
         "doc_hash": text_digest(sample["prompt_hash"] + sample["target_hash"]),
         "value": float(value) if isinstance(value, (int, float)) else None,
-        "extracted": not is_text or was_extracted(task, metric, value, response),
+        "extracted": text is None or was_extracted(task, metric, value, text),
         "gold_bits": gold.bits,
         "gold_bytes": gold.bytes,
-        "response": response,
+        "response": _preferred(task, sample, metric) if text is None else text,
     }
 
 
-def _response(sample: Mapping[str, Any]) -> tuple[str, bool]:
-    """(answer, whether it is generated text): that text, or the index of the likeliest choice."""
+def _text(task: Any, sample: Mapping[str, Any]) -> str | None:
+    """What was generated, all of it of a task that asks several times; None where nothing was."""
     answers = sample["filtered_resps"]
     if answers and isinstance(answers[0], list) and all(isinstance(text, str) for text in answers[0]):
-        return "\n\n".join(answers[0]), True  # of a task that asks several times
+        return "\n\n".join(answers[0])
     if answers and isinstance(answers[0], str):
-        return answers[0], True
-    scores = [answer[0] for answer in answers if isinstance(answer, (list, tuple))]
-    return (str(max(range(len(scores)), key=scores.__getitem__)), False) if scores else (str(answers), False)
+        return answers[0]
+    return str(answers) if task.OUTPUT_TYPE == "generate_until" else None  # what a filter made of it
 
 
-def _chance(task: Any, rows: Sequence[Any], samples: Sequence[Mapping[str, Any]]) -> float | None:
-    """Score of a uniform guess: given by the task's metadata, or one over the number of choices."""
+def _preferred(task: Any, sample: Mapping[str, Any], metric: str) -> str | None:
+    """Index of the likeliest choice, or for mutual information of the one that its prompt makes likelier most; None
+    where there is nothing to choose from."""
+    scores = [answer[0] for answer in sample["filtered_resps"] if isinstance(answer, (list, tuple))]
+    choices = _choices(task, scores)
+    if metric == _MUTUAL_INFORMATION:
+        scores = [given - alone for given, alone in zip(scores, scores[choices:], strict=False)]
+    return str(max(range(choices), key=scores.__getitem__)) if choices > 1 else None
+
+
+def _choices(task: Any, answers: Sequence[Any]) -> int:
+    """The choices of an item: for mutual information with the prompt, lm-eval asks for each again without one, behind
+    all of them."""
+    listed = [entry.get("metric") for entry in task.config.metric_list or ()]
+    asked_twice = task.OUTPUT_TYPE == "multiple_choice" and _MUTUAL_INFORMATION in listed
+    return len(answers) // 2 if asked_twice else len(answers)
+
+
+def _chance(task: Any, metric: str, samples: Sequence[Mapping[str, Any]]) -> float | None:
+    """Score of a uniform guess: given by the task's metadata, or of an accuracy the share of choices that are right."""
     given = (task.config.metadata or {}).get("chance")
     if given is not None:
         return float(given)
-    if task.OUTPUT_TYPE == "multiple_choice" and samples:
-        return sum(1 / len(sample["filtered_resps"]) for sample in samples) / len(samples)
-    return None
+    if task.OUTPUT_TYPE != "multiple_choice" or metric not in _ACCURACIES or not samples:
+        return None
+    shares = [_right(sample) / _choices(task, sample["filtered_resps"]) for sample in samples]
+    return sum(shares) / len(shares)
+
+
+def _right(sample: Mapping[str, Any]) -> int:
+    """How many choices of an item are right."""
+    return len(set(sample["target"])) if isinstance(sample["target"], list) else 1

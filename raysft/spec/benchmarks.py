@@ -2,8 +2,9 @@
 
 A task of the user's own or of this package is identified by its YAML, what that includes, the functions it names and
 the data it reads, so that editing a task redoes that task and no other; a group also by its members. A task that only
-lm-eval knows is identified by its name and lm-eval's version of it is stored with the result. Shots and local data that
-the sweep gives a task are part of what it measures.
+lm-eval knows is identified by its name and lm-eval's version of it is stored with the result; a group that only lm-eval
+knows also by those of its members that the user has redefined. Shots and local data that the sweep gives a task are
+part of what it measures.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from raysft.spec.digests import digest_of
 from raysft.spec.judge import JUDGED_TASKS
 from raysft.spec.keys import Identity
+from raysft.spec.lm_eval_groups import held_by_groups
 from raysft.spec.local_data import data_identity
 from raysft.spec.mistakes import shown
 from raysft.spec.questions import judge_identity
@@ -113,19 +115,12 @@ def read_task(path: Path, within: tuple[Path, ...] = ()) -> dict[str, Any]:
     whole = path.resolve()
     if whole in within:
         raise SpecError(f"{shown(path)}: include: comes back to itself")
-    content = _yaml(path)
+    content = read_yaml(path, _TaskLoader)
     if not isinstance(content, dict):
         return {}
     if isinstance(content.get("include"), str):
         return {**read_task(path.parent / content["include"], (*within, whole)), **content}
     return content
-
-
-def _yaml(path: Path) -> Any:
-    try:
-        return read_yaml(path, _TaskLoader)
-    except ValueError as error:
-        raise SpecError(str(error)) from error
 
 
 @functools.cache
@@ -164,22 +159,25 @@ def is_local(sweep: Sweep, name: str, within: tuple[str, ...] = ()) -> bool:
 
 
 def _members(content: Mapping[str, Any]) -> list[str]:
-    """Names that a group refers to. A member that is written out in place, with a dataset of its own, is none."""
-    entries = content["task"] if isinstance(content.get("task"), list) else []
-    names = [entry if isinstance(entry, str) else entry.get("task") for entry in entries if _refers(entry)]
+    """Names that a group refers to, in groups inside it as well. A task that is written out in place, with a dataset of
+    its own, is none."""
+    names: list[Any] = []
+    for entry in content["task"] if isinstance(content.get("task"), list) else []:
+        if not isinstance(entry, dict):
+            names.append(entry)
+        elif isinstance(entry.get("task"), list):
+            names += _members(entry)
+        elif not entry.keys() & _MAKES_A_TASK:
+            names.append(entry.get("group", entry.get("task")))
     return [name for name in names if isinstance(name, str)]
-
-
-def _refers(entry: Any) -> bool:
-    return isinstance(entry, str) or (isinstance(entry, dict) and not entry.keys() & _MAKES_A_TASK)
 
 
 @functools.cache
 def _digest(name: str, folders: tuple[Path, ...]) -> str:
-    """Digest of all files that a task, group or tag is made of; empty for one that is not in these folders."""
-    files = _yaml_of(name, folders)
+    """Digest of all files that a task, group or tag is made of; empty for one with nothing in these folders."""
+    files = _yaml_below(name, folders)
     for path in files:  # grows while it is walked
-        found = (file for member in _members(read_task(path)) for file in _yaml_of(member, folders))
+        found = (file for member in _members(read_task(path)) for file in _yaml_below(member, folders))
         files += [file for file in found if file not in files]
     digest = hashlib.sha256()
     for part in [part for path in files for part in (path, *_parts(path))]:
@@ -191,19 +189,33 @@ def _digest(name: str, folders: tuple[Path, ...]) -> str:
 def _yaml_of(name: str, folders: tuple[Path, ...]) -> list[Path]:
     """The YAML of a task or group, or of all tasks with that tag."""
     tasks = _tasks_in(folders)
-    if name in tasks:
-        return [tasks[name]]
-    return [path for path in dict.fromkeys(tasks.values()) if name in _tags(read_task(path))]
+    return [tasks[name]] if name in tasks else _tagged_in(folders).get(name, [])
 
 
-def _tags(content: Mapping[str, Any]) -> list[Any]:
-    tag = content.get("tag")
-    return tag if isinstance(tag, list) else [tag]
+def _yaml_below(name: str, folders: tuple[Path, ...]) -> list[Path]:
+    """The same, and of a group or tag that only lm-eval knows that of what it would take from these folders."""
+    found = _yaml_of(name, folders)
+    if found or folders == (PACKAGED_TASKS,):  # lm-eval has no group with a task of this package's
+        return found
+    redefined = held_by_groups(frozenset(_tasks_in(folders)) | frozenset(_tagged_in(folders)))
+    return [path for member in sorted(redefined.get(name, ())) for path in _yaml_of(member, folders)]
+
+
+@functools.cache
+def _tagged_in(folders: tuple[Path, ...]) -> dict[str, list[Path]]:
+    """Tag -> the tasks that have it."""
+    tagged: dict[str, list[Path]] = {}
+    for path in dict.fromkeys(_tasks_in(folders).values()):
+        tag = read_task(path).get("tag")
+        for name in tag if isinstance(tag, list) else [tag]:
+            if isinstance(name, str):
+                tagged.setdefault(name, []).append(path)
+    return tagged
 
 
 def _parts(path: Path) -> list[Path]:
     """Files that a task is made of besides its own YAML: includes, modules of its functions, data."""
-    content = _yaml(path)
+    content = read_yaml(path, _TaskLoader)
     parts = [path.parent / f"{function.split('.')[0]}.py" for function in _functions(content)]
     if isinstance(content, dict) and isinstance(content.get("include"), str):
         included = path.parent / content["include"]

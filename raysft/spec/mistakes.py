@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in one line for people: where, what was found, what is valid."""
+"""Mistakes of people's, each in one line: where, what was found, what is valid."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ _IN_YAML = {
 }
 _SAY_IT_ALL = {"missing", "invalid_key", "too_short", "too_long"}
 _VALUES = {None: "null", True: "true", False: "false"}
+
+
+class SpecError(ValueError):
+    """A mistake in a sweep: where it is, what was found and what is valid."""
 
 
 def describe(error: ValidationError, root: type[BaseModel]) -> str:

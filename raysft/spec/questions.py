@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from raysft.spec.judge import JudgeSpec
 from raysft.spec.keys import Identity, file_digest, folder_digest, text_digest
 from raysft.spec.mistakes import describe, shown
+from raysft.spec.reading import read_text
 from raysft.spec.recipe import found_twice
 from raysft.spec.sweep import SpecError, Sweep
 
@@ -171,7 +172,7 @@ def _judge(sweep: Sweep) -> JudgeSpec:
 def _rows(path: Path, where: str, kind: type[_Kind]) -> list[_Kind]:
     """The rows of a JSON list or of JSON lines, each checked."""
     place = f"{where}: {shown(path.name)}"
-    rows = [_row(content, f"{place}, {at}", kind) for at, content in _objects(_text(path, where), place)]
+    rows = [_row(content, f"{place}, {at}", kind) for at, content in _objects(read_text(path, where), place)]
     if not rows:
         raise SpecError(f"{place}: no questions")
     return rows
@@ -200,14 +201,3 @@ def _json(text: str, place: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise SpecError(f"{place}: not JSON ({shown(error)})") from error
-
-
-def _text(path: Path, where: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise SpecError(f"{where}: no file {shown(path)}") from error
-    except OSError as error:
-        raise SpecError(f"{where}: {shown(path)} cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise SpecError(f"{where}: {shown(path)} cannot be read (not UTF-8: {error.reason})") from error

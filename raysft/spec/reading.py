@@ -18,7 +18,7 @@ from yaml.events import AliasEvent
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from yaml.reader import ReaderError
 
-from raysft.spec.mistakes import shown
+from raysft.spec.mistakes import SpecError, shown
 
 MOST_BYTES = 1 << 19  # seconds of reading; the paper's whole grid takes 7 kB
 MOST_DEPTH = 32  # mappings and lists inside each other
@@ -128,31 +128,38 @@ Loader.add_implicit_resolver(_BOOLEAN, re.compile(r"^(?:true|True|TRUE|false|Fal
 
 
 def read_yaml(path: Path, loader: type[Loader] = Loader) -> Any:
-    """The content of a YAML file. ValueError of one line, which starts with the path."""
-    try:
-        text = _read(path)
-    except FileNotFoundError as error:
-        raise ValueError(f"{shown(path)}: no such file") from error
-    except OSError as error:
-        raise ValueError(f"{shown(path)}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{shown(path)}: cannot be read (not UTF-8: {error.reason} at byte {error.start})") from error
-    except ValueError as error:
-        raise ValueError(f"{shown(path)}: {error}") from error
+    """The content of a YAML file. SpecError, which starts with the path."""
+    text = read_text(path, most_bytes=MOST_BYTES)
     try:
         return yaml.load(text, loader)
     except yaml.YAMLError as error:
-        raise ValueError(f"{shown(path)}: not YAML ({_problem(error)})") from error
+        raise SpecError(f"{shown(path)}: not YAML ({_problem(error)})") from error
     except (ValueError, OverflowError) as error:  # an escape beyond Unicode, as "\UFFFFFFFF"
-        raise ValueError(f"{shown(path)}: not YAML ({shown(error)})") from error
+        raise SpecError(f"{shown(path)}: not YAML ({shown(error)})") from error
 
 
-def _read(path: Path) -> str:
-    with path.open("rb") as file:
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"more than {MOST_BYTES >> 10} KiB, which no sweep has")
-    return content.decode("utf-8-sig")
+def read_text(path: Path, where: str | None = None, most_bytes: int | None = None) -> str:
+    """The text of a file in UTF-8, without a mark of its byte order.
+
+    SpecError, which starts with `where`, the field that names the file, or else with the path.
+    """
+    named = shown(path)
+    place, file = (named, "") if where is None else (where, f"{named} ")
+    try:
+        with path.open("rb") as stream:
+            content = stream.read() if most_bytes is None else stream.read(most_bytes + 1)
+    except FileNotFoundError as error:
+        raise SpecError(f"{place}: no such file" if where is None else f"{place}: no file {named}") from error
+    except (OSError, ValueError) as error:  # a path with a NUL
+        problem = error.strerror if isinstance(error, OSError) else shown(error)
+        raise SpecError(f"{place}: {file}cannot be read ({problem})") from error
+    if most_bytes is not None and len(content) > most_bytes:
+        raise SpecError(f"{place}: {file}more than {most_bytes >> 10} KiB, which no sweep has")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        problem = f"not UTF-8: {error.reason} at byte {error.start}"
+        raise SpecError(f"{place}: {file}cannot be read ({problem})") from error
 
 
 def _problem(error: yaml.YAMLError) -> str:

@@ -13,6 +13,7 @@ from raysft.spec.blocks import Block
 from raysft.spec.datasets import DatasetSpec
 from raysft.spec.evaluation import Evaluation
 from raysft.spec.judge import located_judge
+from raysft.spec.mistakes import SpecError as SpecError  # of this package's, by the name that others know
 from raysft.spec.mistakes import describe, shown
 from raysft.spec.probes import Probes
 from raysft.spec.reading import read_yaml
@@ -23,10 +24,6 @@ from raysft.spec.training import Override, Training
 from raysft.store.layout import StorageError, check_address
 
 Keep = Literal["measured", "last", "none"]
-
-
-class SpecError(ValueError):
-    """A mistake in a sweep: where it is, what was found and what is valid."""
 
 
 class ModelSpec(Frozen):
@@ -194,10 +191,7 @@ def load_sweep(path: Path, storage: str | None = None) -> Sweep:
 
     Raises SpecError. `storage` replaces the YAML's own.
     """
-    try:
-        content = read_yaml(path)
-    except ValueError as error:
-        raise SpecError(str(error)) from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         found = "nothing" if content is None else "a list" if isinstance(content, list) else "a single value"
         raise SpecError(f"{shown(path)}: expected a mapping of fields, found {found}")
@@ -260,6 +254,11 @@ def _absolute(sweep: Sweep, folder: Path) -> Sweep:
     if likelihood is not None and isinstance(likelihood.texts, Path):
         likelihood = likelihood.model_copy(update={"texts": located(likelihood.texts, "probes.log_likelihood.texts")})
         probes = probes.model_copy(update={"log_likelihood": likelihood})
+    if probes.perplexity is not None and (sentences := probes.perplexity.sentence_model) and sentences.path:
+        path = located(sentences.path, "probes.perplexity.sentence_model.path")
+        sentences = sentences.model_copy(update={"path": path})
+        perplexity = probes.perplexity.model_copy(update={"sentence_model": sentences})
+        probes = probes.model_copy(update={"perplexity": perplexity})
     storage = sweep.storage if "://" in sweep.storage else str(located(sweep.storage, "storage", Path()))
     judge = sweep.evaluation.judge and located_judge(sweep.evaluation.judge, located)
     data = {

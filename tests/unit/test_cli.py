@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +35,44 @@ def test_every_command_has_help() -> None:
         assert len(shown.stdout) > 200
 
 
-def test_plan_of_the_papers_grid() -> None:
-    facts = json.loads(_call("plan", SWEEPS / "massive_sft.yaml", "--json").stdout)
-    assert (facts["trials"], facts["checkpoints"]) == (341, 1070)
-    assert "1070 fine-tuned checkpoints" in _call("plan", SWEEPS / "massive_sft.yaml").stdout
+@dataclass(frozen=True)
+class PapersPlan:
+    """What `raysft plan` says of the paper's whole grid: to a program, to people, and with what imported."""
+
+    facts: dict[str, Any]
+    shown: str
+    heavy: list[str]
 
 
-def test_plan_weighs_the_checkpoints_of_the_papers_grid() -> None:
-    facts = json.loads(_call("plan", SWEEPS / "massive_sft.yaml", "--json").stdout)
+@pytest.fixture(scope="module")
+def papers_plan() -> PapersPlan:
+    """Made once, and as JSON by a process of its own: it takes seconds."""
+    plan = "import sys; from raysft.cli import app; app(['plan', sys.argv[1], '--json'], standalone_mode=False); "
+    heavy = "print([name for name in ('torch', 'transformers', 'ray', 'lm_eval') if name in sys.modules])"
+    command = [sys.executable, "-c", plan + heavy, str(SWEEPS / "massive_sft.yaml")]
+    facts, _, found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.rpartition("[")
+    return PapersPlan(json.loads(facts), _call("plan", SWEEPS / "massive_sft.yaml").stdout, json.loads(f"[{found}"))
+
+
+def test_plan_of_the_papers_grid(papers_plan: PapersPlan) -> None:
+    assert (papers_plan.facts["trials"], papers_plan.facts["checkpoints"]) == (341, 1070)
+    assert "1070 fine-tuned checkpoints" in papers_plan.shown
+
+
+def test_plan_weighs_the_checkpoints_of_the_papers_grid(papers_plan: PapersPlan) -> None:
+    facts, shown = papers_plan.facts, papers_plan.shown
     kept = {policy["keep"]: policy for policy in facts["checkpoint_storage"]}
     assert [policy["unknown"] for policy in kept.values()] == [[], [], []]
     assert (kept["measured"]["checkpoints"], round(kept["measured"]["bytes"] / 1e12, 1)) == (1070, 24.4)
     assert (kept["last"]["checkpoints"], round(kept["last"]["bytes"] / 1e12, 1)) == (341, 6.1)
     assert len(facts["worker_memory"]) == 24
-    shown = _call("plan", SWEEPS / "massive_sft.yaml").stdout
     assert "24.4 TB" in shown
     assert "last (chosen)" in shown
+
+
+def test_a_plan_needs_no_torch(papers_plan: PapersPlan) -> None:
+    """Nor anything else that takes long to import."""
+    assert papers_plan.heavy == []
 
 
 def test_plan_names_what_does_not_fit_a_worker(content: Content, write_sweep: Write) -> None:
@@ -57,13 +80,6 @@ def test_plan_names_what_does_not_fit_a_worker(content: Content, write_sweep: Wr
     shown = _call("plan", write_sweep(content)).stdout
     assert "Above the 620 MB of resources.memory_per_worker" in shown
     assert "tiny x full, 2 trials: " in shown
-
-
-def test_a_plan_needs_no_torch() -> None:
-    plan = "import sys; from raysft.cli import app; app(['plan', sys.argv[1]], standalone_mode=False); "
-    heavy = "print([name for name in ('torch', 'transformers', 'ray') if name in sys.modules])"
-    command = [sys.executable, "-c", plan + heavy, str(SWEEPS / "massive_sft.yaml")]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.endswith("[]\n")
 
 
 def _break_dataset(content: Content, text: str) -> None:
@@ -103,7 +119,6 @@ BAD: dict[str, tuple[Callable[[Content], Any], str]] = {
         lambda c: c.update(models=[{"name": "mine", "path": "/no/such/model"}]),
         "models.mine.path: no folder /no/such/model",
     ),
-    "unknown task": (lambda c: c["evaluation"].update(tasks=["nosuchtask"]), "no task named nosuchtask"),
     "unknown skill": (
         lambda c: c["datasets"][0].update(generated={"skill": "flying"}),
         "datasets.capitals.generated: ",
@@ -128,12 +143,16 @@ BAD: dict[str, tuple[Callable[[Content], Any], str]] = {
 def test_a_mistake_ends_with_one_line_before_any_worker_starts(content: Content, write_sweep: Write, name: str) -> None:
     change, expected = BAD[name]
     change(content)
-    ended = _call("run", write_sweep(content))
+    assert expected in refused(write_sweep(content))
+
+
+def refused(sweep: Path) -> str:
+    """The one line with which `raysft run` ends."""
+    ended = _call("run", sweep)
     assert ended.exit_code == 2
-    lines = ended.stderr.strip().splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("raysft: ")
-    assert expected in lines[0]
+    [line] = ended.stderr.strip().splitlines()
+    assert line.startswith("raysft: ")
+    return line
 
 
 def test_status_of_nothing_done(content: Content, write_sweep: Write) -> None:

@@ -43,7 +43,7 @@ def test_a_held_out_country_or_city_is_held_out_from_every_skill(asked: str, tes
 
 @pytest.mark.parametrize("skill", skills.SKILLS)
 def test_pretraining_states_every_held_out_fact(skill: str) -> None:
-    read = set(skills.statements({skill: 1.0}, 200_000, seed=0))
+    read = set(skills.statements({skill: 1.0}, 200_000 if skill == "largest" else 20_000, seed=0))
     assert all(f"Question: {item.question}\nAnswer: {item.answer}." in read for item in skills.test_items(skill))
 
 

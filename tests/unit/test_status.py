@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 
 from raysft.cli import app
 from raysft.cluster.submit import Submission
-from raysft.console.jobs import job_facts, job_notes, job_table, look_at_storages
+from raysft.console.jobs import job_facts, job_lines, job_notes, look_at_storages
 from raysft.console.status import Observer
 from raysft.console.watch import frame, watch
 from raysft.spec.digests import keep_digests
@@ -319,10 +319,14 @@ def test_the_jobs_of_a_server_with_how_far_their_sweeps_are(sweep: Sweep, tmp_pa
     assert "no sweep.yaml there" in facts[2]["progress"]["unknown"]
     assert (facts[0]["started"], facts[0]["ended"]) == ("2026-01-02T03:04:00+00:00", None)
     assert json.dumps(facts)
-    shown = _text(job_table(submissions, looks), width=240)
-    assert f"4 of {planned}" in shown
-    assert "running" in shown
+    shown = list(job_lines(submissions, looks))
+    assert shown[1] == f"  sweep small: 4 of {planned} results"
+    assert shown[6].startswith("other-5e6f7081-1  succeeded, started 2026-01-02 ")
+    assert shown[7:] == ["  sweep other: results unknown", f"  {gone}"]
     assert len(job_notes(looks)) == 1
+
+
+STORAGE = f"/no/such/storage/{'of-a-very-long-name/' * 6}of-a-sweep"
 
 
 class _Jobs:
@@ -332,7 +336,7 @@ class _Jobs:
         self.address = address
 
     def list_jobs(self) -> list[JobDetails]:
-        metadata = {"sweep": "small", "storage": "/no/such/storage", "sweep_digest": "0123"}
+        metadata = {"sweep": "small", "storage": STORAGE, "sweep_digest": "0123"}
         common = {"type": JobType.SUBMISSION, "entrypoint": "python"}
         return [
             JobDetails(submission_id="small-1-1", status="SUCCEEDED", start_time=1000, metadata=metadata, **common),
@@ -349,3 +353,7 @@ def test_of_a_job_server_only_sweeps_are_shown_the_latest_first(monkeypatch: pyt
     assert [entry["started"] for entry in facts] == [None, "1970-01-01T00:00:01+00:00"]
     shown = _call("status", "http://127.0.0.1:8265").stdout
     assert shown.count("Progress cannot be read from here") == 1
+    lines = shown.splitlines()  # of 80 columns, where nothing says how wide a terminal is
+    assert lines[0] == "small-1-2  pending"
+    assert lines[3].startswith("small-1-1  succeeded, started 1970-01-01 ")
+    assert lines.count(f"  {STORAGE}") == 2

@@ -187,7 +187,7 @@ def test_a_group_is_what_its_members_are(tmp_path: Path, tasks: Path) -> None:
     def digests() -> dict[str, Any]:
         from raysft.spec import benchmarks
 
-        for cached in (benchmarks._digest, benchmarks._tasks_in):
+        for cached in (benchmarks._digest, benchmarks._tasks_in, benchmarks._tagged_in):
             cached.cache_clear()
         sweep = _sweep(tmp_path, include=[str(tasks)], tasks=["both", "two", "one"])
         assert all(is_local(sweep, name) for name in sweep.evaluation.tasks)

@@ -23,7 +23,7 @@ from raysft.evaluation.sandbox import pool
 from raysft.evaluation.sandbox.pool import Limits, SandboxError, Verdict, allowed, run_programs
 
 pytestmark = [
-    pytest.mark.unit,
+    pytest.mark.sandbox,
     pytest.mark.skipif(sys.platform != "linux", reason="programs are run on Linux only"),
 ]
 

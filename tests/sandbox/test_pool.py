@@ -9,10 +9,10 @@ import pytest
 
 from raysft.evaluation.sandbox import pool
 from raysft.evaluation.sandbox.pool import Protections, SandboxError, Verdict, allowed, run_programs
-from tests.unit.test_sandbox import LIMITS, interpreter
+from tests.sandbox.test_hostile_programs import LIMITS, interpreter
 
 pytestmark = [
-    pytest.mark.unit,
+    pytest.mark.sandbox,
     pytest.mark.skipif(sys.platform != "linux", reason="programs are run on Linux only"),
 ]
 

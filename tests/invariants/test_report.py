@@ -13,7 +13,7 @@ from raysft.report import write_report
 from raysft.study import run_study
 from tests.unit.synthetic_tables import Sweep, synthetic_tables, write_tables
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.invariants
 
 HOSTILE = "<script>alert(1)</script>"
 FIGURES = {

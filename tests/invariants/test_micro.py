@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from raysft.models.micro import pretrain, read_documents
 from raysft.spec.recipe import MicroRecipe
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.invariants
 
 FAMILIES = ("llama", "qwen3", "gemma2", "olmo2")
 

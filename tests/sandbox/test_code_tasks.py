@@ -14,12 +14,9 @@ from typing import Any
 
 import lm_eval
 import pytest
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from raysft.evaluation import harness
-from raysft.evaluation.harness import Benchmarks, evaluate, load_benchmarks
+from raysft.evaluation.harness import Benchmarks, load_benchmarks
 from raysft.evaluation.programs import _first_block, pass_at_k, run_humaneval
 from raysft.evaluation.sandbox import pool
 from raysft.evaluation.sandbox.pool import Protections, SandboxError, allowed
@@ -27,9 +24,10 @@ from raysft.spec.benchmarks import PACKAGED_TASKS, task_identity
 from raysft.spec.run_code import CODE_TASKS
 from raysft.spec.sweep import SpecError, Sweep, parse_sweep
 from tests.conftest import SMALL
+from tests.scripted_lm import Scripted, score_rows
 
 pytestmark = [
-    pytest.mark.unit,
+    pytest.mark.sandbox,
     pytest.mark.skipif(sys.platform != "linux", reason="programs are run on Linux only"),
 ]
 
@@ -61,32 +59,9 @@ MBPP_ROWS = [
 ]
 
 
-class Scripted(LM):
-    """Writes `answer(context, how many times it was asked this before)`, up to the first stop string."""
-
-    def __init__(self, answer: Callable[[str, int], str]) -> None:
-        super().__init__()
-        self.answer = answer
-        self.contexts: list[str] = []
-        self.gold: list[str] = []
-        self.endless: set[tuple[str, str]] = set()
-
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        written = []
-        for context, options in (request.args for request in requests):
-            text = self.answer(context, self.contexts.count(context))
-            self.contexts.append(context)
-            for stop in options["until"]:
-                text = text.split(stop)[0]
-            written.append(text)
-        return written
-
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        self.gold += [continuation for _, continuation in (request.args for request in requests)]
-        return [(-math.log(2), False)] * len(requests)
-
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        raise AssertionError("no task of code asks for this")
+def _model(answer: Callable[[str], str]) -> Scripted:
+    """One for which each gold answer has one bit."""
+    return Scripted(answer, lambda *_: (-math.log(2), False))
 
 
 def _sweep(folder: Path, **evaluation: Any) -> Sweep:
@@ -100,17 +75,14 @@ def _loaded(folder: Path, task: str, rows: list[dict[str, Any]], run_code: bool 
     return load_benchmarks(_sweep(folder, tasks=[task], data=data, run_code=run_code))
 
 
-def _score(benchmarks: Benchmarks, task: str, model: LM) -> dict[str, dict[str, Any]]:
+def _score(benchmarks: Benchmarks, task: str, model: Scripted) -> dict[str, dict[str, Any]]:
     """Score rows by metric."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(harness, "_language_model", lambda *_: model)
-        table = evaluate(None, None, benchmarks, [task])[task]
-    return {row["metric"]: row for row in table.to_pylist()}
+    return {metric: row for (_, metric), row in score_rows(benchmarks, task, model).items()}
 
 
-def _by_name(answers: dict[str, str]) -> Callable[[str, int], str]:
+def _by_name(answers: dict[str, str]) -> Callable[[str], str]:
     """The answer to the operation that a prompt names last."""
-    return lambda context, _: answers[max(answers, key=lambda name: context.rfind(f"{name} of"))]
+    return lambda context: answers[max(answers, key=lambda name: context.rfind(f"{name} of"))]
 
 
 def _verdicts(row: dict[str, Any]) -> list[tuple[float, str]]:
@@ -136,18 +108,18 @@ def _check(row: dict[str, Any], third: str = "# failed: SystemExit: 0") -> None:
 
 def test_humaneval_from_a_file(tmp_path: Path) -> None:
     to_the_stop = "    return a + b\n\ndef total(a, b):\n    return 0\n"
-    model = Scripted(_by_name({**ANSWERS, "total": to_the_stop, "difference": "    while True: pass\n"}))
+    model = _model(_by_name({**ANSWERS, "total": to_the_stop, "difference": "    while True: pass\n"}))
     row = _score(_loaded(tmp_path, "humaneval", HUMANEVAL_ROWS), "humaneval", model)["pass@1,create_test"]
     assert model.contexts == [entry["prompt"] for entry in HUMANEVAL_ROWS]
     _check(row, "# timed out: limits: 15 s, 3 of CPU")
     assert row["samples"][0]["response"] == "# passed\n    return a + b\n"  # up to the next function
-    assert model.gold == [entry["canonical_solution"] for entry in HUMANEVAL_ROWS]
+    assert [gold for _, gold in model.scored] == [entry["canonical_solution"] for entry in HUMANEVAL_ROWS]
     gold_bytes = sum(len(entry["canonical_solution"].strip()) for entry in HUMANEVAL_ROWS)
     assert row["bits_per_byte"] == pytest.approx(4 / gold_bytes)
 
 
 def test_humaneval_in_a_code_block(tmp_path: Path) -> None:
-    model = Scripted(_by_name({name: f"{text}```\nThat is all." for name, text in ANSWERS.items()}))
+    model = _model(_by_name({name: f"{text}```\nThat is all." for name, text in ANSWERS.items()}))
     benchmarks = _loaded(tmp_path, "humaneval_instruct", HUMANEVAL_ROWS)
     _check(_score(benchmarks, "humaneval_instruct", model)["pass@1,create_test"])
     prompt = HUMANEVAL_ROWS[0]["prompt"]
@@ -158,7 +130,8 @@ def test_humaneval_in_a_code_block(tmp_path: Path) -> None:
 
 
 def test_humaneval_asked_many_times(tmp_path: Path) -> None:
-    model = Scripted(lambda context, before: "    return a + b\n" if before < 16 else "    return None\n")
+    answers = iter(["    return a + b\n"] * 16 + ["    return None\n"] * 48)
+    model = _model(lambda _: next(answers))
     benchmarks = _loaded(tmp_path, "humaneval_64", HUMANEVAL_ROWS[:1])
     rows = _score(benchmarks, "humaneval_64", model)
     expected = {k: 1 - math.comb(48, k) / math.comb(64, k) for k in (2, 8, 16, 32, 64)}
@@ -171,7 +144,7 @@ def test_humaneval_asked_many_times(tmp_path: Path) -> None:
 
 def test_mbpp_from_a_file(tmp_path: Path) -> None:
     answers = {name: f"def {name}(a, b):\n{body}" if body.strip() else body for name, body in ANSWERS.items()}
-    model = Scripted(_by_name({name: f"{text}[DONE]\nmore" for name, text in answers.items()}))
+    model = _model(_by_name({name: f"{text}[DONE]\nmore" for name, text in answers.items()}))
     row = _score(_loaded(tmp_path, "mbpp", MBPP_ROWS), "mbpp", model)["pass_at_1,none"]
     _check(row)
     context = model.contexts[0]
@@ -182,7 +155,7 @@ def test_mbpp_from_a_file(tmp_path: Path) -> None:
         "Write a function to find the total of two numbers. Your code should pass these tests:\n\n"
         "assert total(2, 5) == 7\nassert total(0, 0) == 0\nassert total(0, 0) < 1\n[BEGIN]\n"
     )
-    assert model.gold == [entry["code"] for entry in MBPP_ROWS]
+    assert [gold for _, gold in model.scored] == [entry["code"] for entry in MBPP_ROWS]
 
 
 def test_mbpp_in_a_code_block(tmp_path: Path) -> None:
@@ -190,7 +163,7 @@ def test_mbpp_in_a_code_block(tmp_path: Path) -> None:
         name: f"def {name}(a, b):\n{body}```\nDone." if body.strip() else "None." for name, body in ANSWERS.items()
     }
     benchmarks = _loaded(tmp_path, "mbpp_instruct", MBPP_ROWS)
-    _check(_score(benchmarks, "mbpp_instruct", Scripted(_by_name(answers)))["pass_at_1,extract_code"])
+    _check(_score(benchmarks, "mbpp_instruct", _model(_by_name(answers)))["pass_at_1,extract_code"])
 
 
 @pytest.mark.parametrize(
@@ -311,7 +284,7 @@ def test_a_task_of_the_users_own_is_held_as_well(
 
 def test_a_task_of_the_users_own_may_use_the_sandbox(tmp_path: Path) -> None:
     benchmarks = _own_task(tmp_path, {"filter": "run_humaneval"}, HUMANEVAL_ROWS[:1], True)
-    row = _score(benchmarks, "mine", Scripted(lambda *_: "    return a + b\n"))["pass@1,own"]
+    row = _score(benchmarks, "mine", _model(lambda *_: "    return a + b\n"))["pass@1,own"]
     assert (row["value"], row["samples"][0]["response"]) == (1.0, "# passed\n    return a + b\n")
     assert _own_task(tmp_path, {}, HUMANEVAL_ROWS, "unprotected").run_code == "unprotected"
 
@@ -338,7 +311,7 @@ def test_nothing_is_generated_on_a_machine_that_cannot_hold_programs(
     bare = Protections("open", network="", files="", processes="", user="own", reasons=("no namespaces",))
     benchmarks = _loaded(tmp_path, "humaneval", HUMANEVAL_ROWS)
     monkeypatch.setattr(pool, "protections", lambda: bare)
-    model = Scripted(lambda *_: "")
+    model = _model(lambda *_: "")
     with pytest.raises(SandboxError, match="cannot keep programs from its network and files and processes"):
         _score(benchmarks, "humaneval", model)
     assert model.contexts == []
