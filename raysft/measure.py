@@ -6,23 +6,25 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import torch
 
-from raysft.evaluation.harness import benchmark_items, benchmark_texts, evaluate, generator
+from raysft.evaluation.harness import answering, benchmark_items, evaluate, generator
 from raysft.evaluation.judge.judged import evaluate_judged
-from raysft.models.load import Base
+from raysft.measure_data import DataMeasures
+from raysft.models.load import Base, model_source
 from raysft.models.methods import Tuned
-from raysft.probes.contamination import BenchmarkGrams, Item, contamination_tables, example_text
+from raysft.probes.data.contamination import BenchmarkGrams, Item, contamination_tables, example_text
 from raysft.probes.log_likelihood import log_likelihoods
-from raysft.probes.perplexity import centroid, data_properties, example_texts, similarity, similarity_table
-from raysft.probes.weight_change import weight_change
-from raysft.session import Session
+from raysft.probes.weights.change import weight_change
+from raysft.probes.weights.folders import weight_change_of_folders
+from raysft.session import Session, held_dtype
+from raysft.spec.grid import Trial
 from raysft.spec.judge import JUDGED_TASKS
-from raysft.spec.plan import SHIPPED_TEXTS, Work
-from raysft.spec.templates import training_template
+from raysft.spec.plan import Work
 from raysft.store.results import Cost, commit_result
 from raysft.training.loop import EpochStats
 
@@ -67,15 +69,17 @@ class Bench:
         """Record a failed work; the others of the unit go on."""
         self.report.failures.append(self.session.fail(work.stage, work.key, error, work.subject.as_row()))
 
-    def attempt(self, work: Work, measure: Callable[[], pa.Table]) -> None:
-        """Measure and commit one work."""
+    def attempt(
+        self, work: Work, measure: Callable[[], pa.Table], settled: Callable[[float], float] = lambda elapsed: elapsed
+    ) -> None:
+        """Measure and commit one work; `settled` says what of the seconds that went by it is charged with."""
         started = time.perf_counter()
         try:
             table = measure()
         except Exception as error:  # noqa: BLE001  whatever it is, it is recorded and the sweep goes on
             self.fail(work, error)
             return
-        self.commit(work, table, time.perf_counter() - started)
+        self.commit(work, table, settled(time.perf_counter() - started))
 
     def evaluate(self, works: Sequence[Work], model: Any, tokenizer: Any) -> None:
         """Score a model on the tasks of `works` in one pass; if that fails, task by task, to find the one that does."""
@@ -106,20 +110,27 @@ def measure_checkpoint(bench: Bench, works: Sequence[Work], tuned: Tuned) -> Non
         _measure_plain(bench, works, model, tuned.base)
 
 
+def measure_folder(bench: Bench, works: Sequence[Work], trial: Trial, checkpoint: Path) -> list[Work]:
+    """Weight change of a checkpoint from its files, if its base is in files too; the works that are left."""
+    session = bench.session
+    source, _ = model_source(session.storage, session.sweep.model(trial.model))
+    if not Path(source).is_dir():
+        return list(works)
+    held = getattr(torch, held_dtype(trial.optimisation.dtype))
+    for work in _of_stage(works, "weight_change"):
+        bench.attempt(work, partial(weight_change_of_folders, Path(source), checkpoint, session.device, held))
+    return [work for work in works if work.stage != "weight_change"]
+
+
 def measure_base(bench: Bench, works: Sequence[Work], base: Base) -> None:
     """Benchmarks, likelihood vector and the properties of every dataset under a base model; overlaps of data alone."""
     _measure_plain(bench, works, base.restore(), base)
     overlaps = _Overlaps(bench.session, _of_stage(works, "contamination"))
     for work in overlaps.works:
         bench.attempt(work, partial(overlaps.of, work))
-    probe = bench.session.sweep.probes.perplexity
-    if probe is None:
-        return
-    for work in _of_stage(works, "perplexity"):
-        bench.attempt(work, partial(_properties_of, bench.session, work.subject.dataset or "", base))
-    centroids = _Centroids(bench.session, base, probe.rows)
-    for work in _of_stage(works, "similarity"):
-        bench.attempt(work, partial(centroids.similarity, work.subject.dataset or "", work.about or ""))
+    data = DataMeasures(bench.session, base, works)
+    for work in data.works:
+        bench.attempt(work, partial(data.of, work), data.settled)
 
 
 class _Overlaps:
@@ -151,56 +162,14 @@ class _Overlaps:
         return self._grams[benchmark]
 
 
-def _properties_of(session: Session, dataset: str, base: Base) -> pa.Table:
-    """Properties of the first rows of a dataset under a base model."""
-    training, probe = session.sweep.training, session.sweep.probes.perplexity
-    assert probe is not None
-    examples = session.examples(dataset, None)[: probe.rows]
-    sizes = (training.max_length, session.pad_id(base), training.token_budget)
-    return data_properties(base.model, base.tokenizer, examples, training_template(session.sweep), *sizes)
-
-
-class _Centroids:
-    """Centroids of datasets and benchmarks under one base, computed once each."""
-
-    def __init__(self, session: Session, base: Base, rows: int) -> None:
-        self._session = session
-        self._base = base
-        self._rows = rows
-        self._known: dict[tuple[str, str], tuple[np.ndarray, int]] = {}
-
-    def similarity(self, dataset: str, benchmark: str) -> pa.Table:
-        data, rows = self._of("dataset", dataset)
-        task, _ = self._of("benchmark", benchmark)
-        origin, _ = self._of("reference", "")
-        return similarity_table(similarity(data, task, origin), benchmark, rows)
-
-    def _of(self, kind: str, name: str) -> tuple[np.ndarray, int]:
-        if (kind, name) not in self._known:
-            texts = self._texts(kind, name)
-            training = self._session.sweep.training
-            pad = self._session.pad_id(self._base)
-            model, tokenizer = self._base.model, self._base.tokenizer
-            point = centroid(model, tokenizer, texts, training.max_length, pad, training.token_budget)
-            self._known[kind, name] = (point, len(texts))
-        return self._known[kind, name]
-
-    def _texts(self, kind: str, name: str) -> list[str]:
-        if kind == "dataset":
-            examples = self._session.examples(name, None)[: self._rows]
-            return example_texts(examples, self._base.tokenizer, training_template(self._session.sweep))
-        if kind == "benchmark":
-            return benchmark_texts(self._session.benchmarks, name, self._rows)
-        return SHIPPED_TEXTS.read_text(encoding="utf-8").splitlines()
-
-
 def _measure_plain(bench: Bench, works: Sequence[Work], model: Any, base: Base) -> None:
     sweep = bench.session.sweep
     scored = _of_stage(works, "evaluate")
-    bench.evaluate([work for work in scored if work.about not in JUDGED_TASKS], model, base.tokenizer)
-    for work in scored:
-        if work.about in JUDGED_TASKS:
-            bench.attempt(work, partial(_judged, bench.session, work.about, model, base.tokenizer))
+    with answering(model, sweep.evaluation.served_by) as one:
+        bench.evaluate([work for work in scored if work.about not in JUDGED_TASKS], one, base.tokenizer)
+        for work in scored:
+            if work.about in JUDGED_TASKS:
+                bench.attempt(work, partial(_judged, bench.session, work.about, one, base.tokenizer))
     for work in _of_stage(works, "log_likelihood"):
         assert sweep.probes.log_likelihood is not None
         length, pad = sweep.probes.log_likelihood.max_length, bench.session.pad_id(base)

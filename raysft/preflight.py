@@ -10,6 +10,7 @@ from raysft.corpus.skills import SKILLS
 from raysft.corpus.sources import load_examples
 from raysft.evaluation.harness import load_benchmarks
 from raysft.evaluation.judge.judged import check_judging
+from raysft.evaluation.vllm_checks import check_serving
 from raysft.models.load import model_shape
 from raysft.probes.log_likelihood import likelihood_texts
 from raysft.spec.memory import refuse_what_never_fits
@@ -35,6 +36,7 @@ def check_sweep(plan: Plan, storage: Storage) -> None:
         likelihood_texts(plan.sweep.probes.log_likelihood)
     if plan.sweep.evaluation.tasks:
         check_judging(plan.sweep)
+        check_serving(plan.sweep)
         load_benchmarks(plan.sweep)
 
 

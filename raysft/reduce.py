@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raysft.spec.plan import Plan, Subject, Unit, Work, divergence_work, make_plan
+from raysft.spec.plan import Plan, Unit, Work, divergence_work, make_plan
 from raysft.spec.sweep import Sweep
 from raysft.store.layout import DamagedError, Storage
 from raysft.store.lease import DRIVER
+from raysft.store.probe_schemas import SKETCHES
 from raysft.store.results import conform, read_failures, read_result, result_path
 from raysft.store.schema import DIVERGED, IDENTITY, SCORE_COLUMNS, TABLES
 
@@ -31,12 +32,15 @@ _TABLE_OF = {
     "train": "training",
     "perplexity": "data_properties",
     "similarity": "data_properties",
+    "text_statistics": "data_properties",
+    "sentence_similarity": "data_properties",
     "weight_change": "weight_change",
     "intrinsic_dimension": "intrinsic_dimension",
     "log_likelihood": "log_likelihood",
     "contamination": "contamination",
 }
-_OF_DATA_ALONE = ("contamination",)  # tables whose rows are of no base model, whichever they were made beside
+# stages that no base model enters, whichever they are done beside
+_OF_DATA_ALONE = ("contamination", "text_statistics", "sentence_similarity")
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def reduce_sweep(sweep: Sweep, storage: Storage) -> Reduced:
 
     def read(work: Work) -> pa.Table | None:
         try:
-            return read_result(storage, work.stage, work.key)
+            return _without_early_sketches(work, read_result(storage, work.stage, work.key))
         except DamagedError as error:
             unreadable[result_path(work.stage, work.key)] = str(error)
             return None
@@ -69,7 +73,7 @@ def reduce_sweep(sweep: Sweep, storage: Storage) -> Reduced:
     parts: dict[str, list[pa.Table]] = {name: [] for name in TABLES}
     for work, table in results:
         for name, part in _parts(work, table):
-            parts[name].append(_identified(name, work.subject, part, work.subject.trial in plan.diverged))
+            parts[name].append(_identified(name, work, part, work.subject.trial in plan.diverged))
     failures = _failures(plan, storage)
     parts["failures"] = [failures]
     parts["trials"] = [_trials(plan, dict(_training(results)), failures)]
@@ -88,6 +92,11 @@ def _parts(work: Work, table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
     elif work.stage == "evaluate":
         yield "scores", table.select([field.name for field in SCORE_COLUMNS])
         yield "samples", _samples(table)
+    if work.stage == "weight_change" and table["sketch"].null_count < table.num_rows:
+        kept = pc.or_(pc.is_valid(table["sketch"]), pc.is_valid(table["left_directions"]))
+        yield "weight_sketches", table.filter(kept)
+    if work.stage == "perplexity":
+        yield "examples", pa.Table.from_struct_array(table.column("examples").combine_chunks().flatten())
     metadata = table.schema.metadata
     cost = {
         "stage": work.stage,
@@ -100,6 +109,16 @@ def _parts(work: Work, table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
     yield "costs", pa.Table.from_pylist([cost])
 
 
+def _without_early_sketches(work: Work, table: pa.Table) -> pa.Table:
+    """Weight changes without sketches, unless they are of a trial's last epoch: only those are compared."""
+    if work.stage != "weight_change" or work.subject.epoch == work.subject.epochs:
+        return table
+    for name in SKETCHES:
+        field = table.schema.field(name)
+        table = table.set_column(table.schema.get_field_index(name), field, pa.nulls(table.num_rows, field.type))
+    return table
+
+
 def _samples(table: pa.Table) -> pa.Table:
     """One row for each item of each score."""
     lists = table.column("samples").combine_chunks()
@@ -110,10 +129,10 @@ def _samples(table: pa.Table) -> pa.Table:
     return pa.table({**{name: owners.column(name) for name in ("task", "metric")}, **columns})
 
 
-def _identified(name: str, subject: Subject, part: pa.Table, diverged: bool) -> pa.Table:
+def _identified(name: str, work: Work, part: pa.Table, diverged: bool) -> pa.Table:
     """The rows with the subject's identity columns in front, in the table's schema."""
-    identity = subject.as_row()
-    if name in _OF_DATA_ALONE:
+    identity = work.subject.as_row()
+    if work.stage in _OF_DATA_ALONE and name != "costs":
         identity["model"] = None
     count = part.num_rows
     columns = {field.name: pa.repeat(pa.scalar(identity[field.name], field.type), count) for field in IDENTITY}
@@ -156,7 +175,7 @@ def _trials(plan: Plan, training: dict[str, list[dict[str, Any]]], failures: pa.
     failed = {(row["stage"], row["key"]) for row in open_failures}
     measured_apart: dict[tuple[str, str | None], list[Work]] = {}
     for work in [*(work for unit in plan.units if unit.kind == "checkpoint" for work in unit.works), *plan.geometry]:
-        if work.stage != "embed":
+        if work.stage not in ("embed", "neighbours"):
             measured_apart.setdefault((work.subject.model, work.subject.trial), []).append(work)
     rows = []
     for unit in plan.units:

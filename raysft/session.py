@@ -54,8 +54,7 @@ class Session:
 
     def base(self, model: str, dtype: str = "float32") -> Base:
         """The base model for a training `dtype`: in fp32, unless that is pure_bfloat16."""
-        held = "bfloat16" if dtype == "pure_bfloat16" else "float32"
-        return self.bases.get(self.storage, self.sweep.model(model), held, self.device)
+        return self.bases.get(self.storage, self.sweep.model(model), held_dtype(dtype), self.device)
 
     def examples(self, dataset: str, size: int | None) -> list[Example]:
         """Training examples of a dataset at a size."""
@@ -102,6 +101,11 @@ class Session:
     def fail(self, stage: str, key: str, error: BaseException, subject: Mapping[str, Any]) -> dict[str, Any]:
         """Record a failed attempt in the storage."""
         return record_failure(self.storage, stage, key, error, subject)
+
+
+def held_dtype(dtype: str) -> str:
+    """The dtype in which weights are held for a training `dtype`."""
+    return "bfloat16" if dtype == "pure_bfloat16" else "float32"
 
 
 def pick_device() -> torch.device:

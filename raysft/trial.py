@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from raysft.measure import Bench, Report, measure_base, measure_checkpoint
+from raysft.measure import Bench, Report, measure_base, measure_checkpoint, measure_folder
 from raysft.models.load import load_folder
 from raysft.models.methods import Tuned, apply_method, packs, prepare
 from raysft.models.micro import pretrain
@@ -126,7 +126,11 @@ def _measure_checkpoint(bench: Bench, unit: Unit, works: Sequence[Work]) -> None
 
 
 def _measure_stored(bench: Bench, works: Sequence[Work], trial: Trial, folder: Path) -> None:
+    """Measure a checkpoint's folder; no model is loaded if its weights are all that is asked for."""
     session = bench.session
+    works = measure_folder(bench, works, trial, folder)
+    if not works:
+        return
     base = session.base(trial.model, trial.optimisation.dtype)
     tuned = apply_method(base, session.sweep.method(trial.method), trial.seed)
     try:

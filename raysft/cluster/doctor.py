@@ -7,6 +7,7 @@ import shutil
 import socket
 import sys
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Finding:
 
 def examine(storage: str | None = None, address: str | None = None) -> list[Finding]:
     """Look at versions, devices, memory, disk, Ray, and a storage if one is named."""
-    machine = [_devices(), _memory(), _disk(Path.cwd()), _shared_memory(), _programs()]
+    machine = [_devices(), _memory(), _disk(Path.cwd()), _shared_memory(), _programs(), _vllm()]
     findings = [_python(), *_packages(), *machine, _ray(address)]
     if storage is not None:
         findings.append(_storage(storage))
@@ -88,6 +89,15 @@ def _programs() -> Finding:
         return Finding("sandbox for evaluation.run_code", f"none ({error})")
     refused = f"; run_code: true is refused: {found.problem}" if found.problem else ""
     return Finding("sandbox for evaluation.run_code", f"{found}{refused}")
+
+
+def _vllm() -> Finding:
+    """No problem where it is missing: few sweeps ask for it, and those that do are told."""
+    try:
+        found = metadata.version("vllm")
+    except metadata.PackageNotFoundError:
+        found = "none beside raysft: pip install 'raysft[vllm]', or name an interpreter under evaluation.vllm.python"
+    return Finding("vLLM for evaluation.backend", found)
 
 
 def _ray(address: str | None) -> Finding:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from raysft.cluster.connect import connected
-from raysft.cluster.embed import run_geometry
+from raysft.cluster.geometry import run_geometry
 from raysft.cluster.metrics import exported_metrics
 from raysft.cluster.retries import UnitDeath
 from raysft.cluster.sweep import SweepOutcome, UnitOutcome, Watcher, run_sweep

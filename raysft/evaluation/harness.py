@@ -33,6 +33,8 @@ from raysft.evaluation.programs import check_code_tasks, runs_programs
 from raysft.evaluation.sandbox.pool import allowed, require
 from raysft.evaluation.task_loading import load_task
 from raysft.evaluation.templated_lm import TemplatedLM
+from raysft.evaluation.token_lm import TokenLM
+from raysft.evaluation.vllm_lm import Served, TemplatedVllmLM, VllmLM
 from raysft.spec.benchmarks import is_local, local_tasks, missing_data_files, task_folders
 from raysft.spec.judge import JUDGED_TASKS
 from raysft.spec.questions import question_texts
@@ -40,6 +42,7 @@ from raysft.spec.run_code import RunCode
 from raysft.spec.suites import base_tasks
 from raysft.spec.sweep import SpecError, Sweep
 from raysft.spec.templates import Template, evaluation_template
+from raysft.spec.vllm import VllmSpec
 
 _BOOTSTRAP_DRAWS = 1000  # for metrics whose standard error has no closed form
 
@@ -49,7 +52,8 @@ logging.getLogger("lm_eval").setLevel(logging.ERROR)
 @dataclass(frozen=True)
 class Benchmarks:
     """Tasks by the name the sweep gives them: lm-eval's loaded dictionaries of leaf tasks and groups. `template` is
-    put around their prompts; None leaves these as the tasks write them. `questions`: texts of judged tasks."""
+    put around their prompts; None leaves these as the tasks write them. `questions`: texts of judged tasks. `served_by`
+    says how vLLM answers for a model."""
 
     loaded: Mapping[str, Mapping[str, Any]]
     limit: int | None
@@ -58,6 +62,7 @@ class Benchmarks:
     layouts: Layouts = field(default_factory=Layouts)
     questions: Mapping[str, Sequence[str]] = field(default_factory=dict)
     run_code: RunCode = False
+    served_by: VllmSpec | None = None
 
 
 def load_benchmarks(sweep: Sweep) -> Benchmarks:
@@ -88,15 +93,28 @@ def load_benchmarks(sweep: Sweep) -> Benchmarks:
         keep_requests(task)
     questions = {name: question_texts(sweep, name) for name in sweep.evaluation.tasks if name in JUDGED_TASKS}
     settings = (sweep.evaluation.limit, sweep.evaluation.batch_size, evaluation_template(sweep))
-    return Benchmarks(loaded, *settings, questions=questions, run_code=sweep.evaluation.run_code)
+    spec = sweep.evaluation
+    return Benchmarks(loaded, *settings, questions=questions, run_code=spec.run_code, served_by=spec.served_by)
+
+
+@contextmanager
+def answering(model: Any, served_by: VllmSpec | None) -> Iterator[Any]:
+    """What to hand to `evaluate` and `generator` in place of a model that is asked for several things: under vLLM, one
+    process answers for all of them, and has ended afterwards."""
+    if served_by is None or isinstance(model, Served):
+        yield model
+        return
+    with Served(model, served_by) as served:
+        yield served
 
 
 def evaluate(model: Any, tokenizer: Any, benchmarks: Benchmarks, names: Sequence[str]) -> dict[str, pa.Table]:
     """Score `model` on the tasks `names`, in as few passes as there can be; a table of `schema.EVALUATE` for each."""
-    lm = _language_model(model, tokenizer, benchmarks)
     tables: dict[str, pa.Table] = {}
-    for together in _passes(benchmarks, names):
-        tables |= _evaluate_together(lm, benchmarks, together)
+    with answering(model, benchmarks.served_by) as one:
+        lm = _language_model(one, tokenizer, benchmarks)
+        for together in _passes(benchmarks, names):
+            tables |= _evaluate_together(lm, benchmarks, together)
     return tables
 
 
@@ -116,7 +134,7 @@ def _passes(benchmarks: Benchmarks, names: Sequence[str]) -> list[list[str]]:
     return [together for _, together in passes]
 
 
-def _evaluate_together(lm: PrefixLM, benchmarks: Benchmarks, names: Sequence[str]) -> dict[str, pa.Table]:
+def _evaluate_together(lm: TokenLM, benchmarks: Benchmarks, names: Sequence[str]) -> dict[str, pa.Table]:
     templated = benchmarks.template is not None
     chosen = [benchmarks.loaded[name] for name in names]
     task_dict = {
@@ -153,12 +171,13 @@ def _seeded() -> Iterator[None]:
 
 def generator(model: Any, tokenizer: Any, benchmarks: Benchmarks) -> Callable[[list[str], int], list[str]]:
     """Greedy continuations of contexts, of at most so many tokens, and of half the model's window."""
-    lm = _language_model(model, tokenizer, benchmarks)
 
     def generate(contexts: list[str], longest: int) -> list[str]:
-        wanted = {"until": [], "max_gen_toks": min(longest, lm.max_length // 2), "do_sample": False}
-        requests = [Instance("generate_until", {}, (context, wanted), 0) for context in contexts]
-        return lm.generate_until(requests, disable_tqdm=True)
+        with answering(model, benchmarks.served_by) as one:
+            lm = _language_model(one, tokenizer, benchmarks)
+            wanted = {"until": [], "max_gen_toks": min(longest, lm.max_length // 2), "do_sample": False}
+            requests = [Instance("generate_until", {}, (context, wanted), 0) for context in contexts]
+            return lm.generate_until(requests, disable_tqdm=True)
 
     return generate
 
@@ -177,14 +196,15 @@ def benchmark_items(benchmarks: Benchmarks, name: str, limit: int | None = None)
             yield leaf, number, prompt_and_gold(task, doc)
 
 
-def _language_model(model: Any, tokenizer: Any, benchmarks: Benchmarks) -> PrefixLM:
+def _language_model(model: Any, tokenizer: Any, benchmarks: Benchmarks) -> TokenLM:
     how: dict[str, Any] = {
         "batch_size": benchmarks.batch_size,
         "layouts": benchmarks.layouts,
     }
+    is_served = isinstance(model, Served)
     if benchmarks.template is not None:
-        return TemplatedLM(model, tokenizer, benchmarks.template, **how)
-    return PrefixLM(model, tokenizer, **how)
+        return (TemplatedVllmLM if is_served else TemplatedLM)(model, tokenizer, benchmarks.template, **how)
+    return (VllmLM if is_served else PrefixLM)(model, tokenizer, **how)
 
 
 def _task_manager(sweep: Sweep, include_defaults: bool) -> TaskManager:

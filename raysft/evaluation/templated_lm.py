@@ -10,11 +10,12 @@ import torch
 from raysft.corpus.prompt import Message, renderer
 from raysft.corpus.tokenize import split_at, text_ids
 from raysft.evaluation.prefix_lm import PrefixLM
+from raysft.evaluation.token_lm import TokenLM
 from raysft.spec.templates import Template
 
 
-class TemplatedLM(PrefixLM):
-    """A `PrefixLM` for `lm_eval.evaluate(..., apply_chat_template=True)`.
+class Templated(TokenLM):
+    """What makes a `TokenLM` one for `lm_eval.evaluate(..., apply_chat_template=True)`, before it in a class's bases.
 
     A context that lm-eval gets from here ends where the reply's own text begins: behind the template's lead, such as
     the space of `paper`. For the model it ends before that lead, as in training: the lead is generated, and scored with
@@ -61,3 +62,7 @@ class TemplatedLM(PrefixLM):
 
     def _prompt(self, context: str) -> str:
         return context.removesuffix(self._renderer.lead)
+
+
+class TemplatedLM(Templated, PrefixLM):
+    """A `PrefixLM` behind a template."""

@@ -23,6 +23,7 @@ class Base:
     """A base model in memory with its tokenizer and its original weights, by parameter name.
 
     `changed` names the parameters that something may have written to: whoever trains a parameter says so here.
+    `norms` keeps Frobenius norms of the original tensors, by canonical name, for whoever needs them again.
     """
 
     key: str
@@ -30,6 +31,7 @@ class Base:
     tokenizer: Any
     original: dict[str, torch.Tensor] = field(repr=False)
     changed: set[str] = field(default_factory=set, repr=False)
+    norms: dict[str, float] = field(default_factory=dict, repr=False)
 
     def restore(self) -> Any:
         """The model with its original weights, all parameters trainable, in evaluation mode."""

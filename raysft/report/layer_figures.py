@@ -29,6 +29,7 @@ from raysft.study.tables import aggregate, select
 
 _DEPTH = "depth (0 = first layer, 1 = last)"
 _STATE_DEPTH = "depth (0 = embeddings)"
+_DIMENSIONS = ["twonn", "mle", "gride"]  # which share an axis
 _SCOPES = {"all": INK, "matching": GAIN, "other": LOSS}
 
 
@@ -104,7 +105,7 @@ def intrinsic_dimension(findings: Findings) -> Plot | Absent:
     """Intrinsic dimension by depth before and after: a row for each variant, a column for each estimator."""
     name, title = "intrinsic_dimension", "Intrinsic dimension by depth"
     table = findings.study["intrinsic_dimension_by_depth"]
-    known = table.filter(table["final"])
+    known = table.filter(pc.and_(table["final"], pc.is_in(table["estimator"], pa.array(_DIMENSIONS))))
     if not known.num_rows:
         return Absent(name, title, "no intrinsic dimension was measured before and after fine-tuning")
     keys = ["variant", "estimator", "scale", "model", "depth"]

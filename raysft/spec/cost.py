@@ -210,7 +210,8 @@ def _kinds(plan: Plan) -> Iterator[tuple[ResultId, Kind]]:
     model = FlopModel(plan.sweep)
     lengths = {trial.key: trial.optimisation.max_length for trial in plan.trials}
     found: dict[tuple[object, ...], Kind] = {}
-    shapes = {stage: geometry_shape(plan.sweep, stage) for stage in ("embed", "intrinsic_dimension")}
+    stages = ("embed", "neighbours", "intrinsic_dimension")
+    shapes = {stage: geometry_shape(plan.sweep, stage) for stage in stages}
     works = ((work, unit.shape) for unit in plan.units for work in unit.works)
     for work, shape in (*works, *((work, shapes[work.stage]) for work in plan.geometry)):
         about = work.subject
@@ -234,9 +235,9 @@ def _kinds(plan: Plan) -> Iterator[tuple[ResultId, Kind]]:
 
 
 def geometry_shape(sweep: Sweep, stage: str) -> Shape:
-    """What an actor that embeds holds (at most one GPU), or a task that estimates a dimension (one CPU)."""
+    """What an actor that embeds holds, or a task that makes estimates: one GPU at most; of CPUs alone, a task one."""
     measuring = sweep.resources.measuring_shape
-    if stage == "embed":
+    if stage == "embed" or measuring.gpus > 0:
         return Shape(1, measuring.cpus, min(1.0, measuring.gpus), measuring.labels)
     return Shape(1, 1.0, 0.0)
 

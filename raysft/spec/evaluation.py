@@ -11,6 +11,7 @@ from raysft.spec.judge import JUDGED_TASKS, JudgeSpec, check_judge
 from raysft.spec.recipe import Frozen, found_twice
 from raysft.spec.run_code import CODE_TASKS, RunCode, check_run_code
 from raysft.spec.suites import base_tasks, members, split_shots, written_out
+from raysft.spec.vllm import Backend, VllmSpec
 
 
 class Evaluation(Frozen):
@@ -38,6 +39,10 @@ class Evaluation(Frozen):
         "with as much of a sandbox as the machine has; not part of any key",
     )
     judge: JudgeSpec | None = Field(None, description="who judges the answers of mt_bench and alpaca_eval")
+    backend: Backend = Field(
+        "transformers", description="what computes the answers: the process that trained, or vLLM, in one of its own"
+    )
+    vllm: VllmSpec | None = Field(None, description="how vLLM is started, under backend: vllm")
 
     @model_validator(mode="before")
     @classmethod
@@ -101,9 +106,20 @@ class Evaluation(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _vllm_is_used(self) -> Evaluation:
+        if self.vllm is not None and self.backend != "vllm":
+            raise ValueError(f"vllm belongs to backend: vllm, found with backend: {self.backend}")
+        return self
+
+    @model_validator(mode="after")
     def _judged_tasks_have_a_judge(self) -> Evaluation:
         check_judge(self.tasks, self.judge)
         return self
+
+    @property
+    def served_by(self) -> VllmSpec | None:
+        """How vLLM answers, if it does."""
+        return (self.vllm or VllmSpec()) if self.backend == "vllm" else None
 
 
 def _base(name: Any) -> Any:

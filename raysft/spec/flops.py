@@ -68,22 +68,24 @@ class FlopModel:
             name = work.about or ""
             items = assumed.items.get(name, assumed.items.get(split_shots(name)[0], assumed.task_items))
             return float(min(items, sweep.evaluation.limit or items) * assumed.item_tokens)
+        if work.stage in ("text_statistics", "sentence_similarity"):
+            return 0.0
         if work.stage in ("perplexity", "similarity"):
             return self._property_tokens(work, row)
         if work.stage == "log_likelihood":
             return self._likelihood_tokens()
-        if work.stage in ("embed", "intrinsic_dimension"):
+        if work.stage in ("embed", "neighbours", "intrinsic_dimension"):
             texts = text_count(sweep, work.about or "", subject.size)
             return float(texts * row) if work.stage == "embed" else float(texts**2)
         return 1.0
 
     def _property_tokens(self, work: Work, row: int) -> float:
-        """Tokens of a dataset that are scored; each dataset and benchmark that is compared is embedded once."""
+        """Tokens of a work's share: a dataset's pass is one for its perplexity and all its similarities, a benchmark's
+        one for the similarities of all datasets."""
         probe = self.sweep.probes.perplexity
         tokens = float(row * (1 if probe is None else probe.rows))
-        if work.stage == "perplexity":
-            return tokens
-        return tokens * (1 / len(self.sweep.datasets) + 1 / len(self.sweep.evaluation.tasks))
+        shared = tokens / (1 + len(self.sweep.evaluation.tasks))
+        return shared if work.stage == "perplexity" else shared + tokens / len(self.sweep.datasets)
 
     def _likelihood_tokens(self) -> float:
         probe = self.sweep.probes.log_likelihood
@@ -117,8 +119,8 @@ def flops_per_token(stage: str, shape: ModelShape, method: MethodSpec | None, re
         return training_flops(shape, method, recomputes)
     if stage in TRAINING:
         return 6.0 * parameters
-    if stage == "intrinsic_dimension":
-        return 2.0 * shape.hidden * (shape.layers + 1)
+    if stage in ("neighbours", "intrinsic_dimension"):
+        return 1.0 * shape.hidden * (shape.layers + 1)  # each product is of two texts, and used for both
     return 2.0 * parameters
 
 

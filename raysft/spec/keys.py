@@ -17,6 +17,7 @@ from typing import Any
 from raysft.spec.datasets import DatasetSpec
 from raysft.spec.digests import digest_of
 from raysft.spec.mistakes import shown
+from raysft.spec.probes import SentenceModel
 from raysft.spec.sweep import ModelSpec, SpecError, Sweep
 
 Identity = dict[str, Any]
@@ -28,11 +29,14 @@ STAGE_VERSIONS: dict[str, int] = {
     "train": 2,
     "divergence": 1,
     "evaluate": 2,
-    "perplexity": 1,
-    "similarity": 1,
-    "weight_change": 1,
-    "embed": 1,
-    "intrinsic_dimension": 1,
+    "perplexity": 2,
+    "similarity": 2,
+    "text_statistics": 1,
+    "sentence_similarity": 1,
+    "weight_change": 2,
+    "embed": 2,
+    "neighbours": 1,
+    "intrinsic_dimension": 2,
     "log_likelihood": 1,
     "contamination": 1,
 }
@@ -87,6 +91,13 @@ def model_identity(model: ModelSpec) -> Identity:
         return {"micro": recipe, "texts": texts, "generated_text": GENERATED_TEXT_VERSION if model.micro.corpus else 0}
     if model.path is not None:
         return {"folder": folder_digest(model.path, f"models.{model.name}.path")}
+    return {"hub": model.hub, "revision": model.revision}
+
+
+def sentence_model_identity(model: SentenceModel) -> Identity:
+    """What a sentence-embedding model is: its files' digest, or its hub revision."""
+    if model.path is not None:
+        return {"folder": folder_digest(model.path, "probes.perplexity.sentence_model.path")}
     return {"hub": model.hub, "revision": model.revision}
 
 

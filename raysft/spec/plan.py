@@ -112,8 +112,8 @@ class Plan:
         return found
 
     def missing_geometry(self) -> list[Work]:
-        """Intrinsic dimensions to estimate; embeddings are only a step on the way, and are not kept by default."""
-        return [work for work in self.geometry if work.stage == "intrinsic_dimension" and self._is_missing(work)]
+        """What is to be made of embeddings; these are only a step on the way, and are not kept by default."""
+        return [work for work in self.geometry if work.stage != "embed" and self._is_missing(work)]
 
     def works(self) -> Iterator[Work]:
         """Every work that can be had."""
@@ -203,7 +203,7 @@ def _waiting_for_weights(
             yield unit.weights
     for work in geometry:
         trial, epoch = work.subject.trial, work.subject.epoch
-        if work.stage != "intrinsic_dimension" or (work.stage, work.key) in committed or trial is None or epoch is None:
+        if work.stage == "embed" or (work.stage, work.key) in committed or trial is None or epoch is None:
             continue
         if not is_complete(storage, embeddings_folder(work.source or "")):
             yield trial, epoch

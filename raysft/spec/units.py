@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raysft.spec.benchmarks import task_identity
+from raysft.spec.data_works import Asked, of_texts_alone, overlaps, under_a_base
 from raysft.spec.grid import Trial
 from raysft.spec.keys import (
     GENERATED_TEXT_VERSION,
     Identity,
     Part,
-    dataset_identity,
     file_digest,
     key_of,
     model_identity,
 )
 from raysft.spec.resources import Shape
-from raysft.spec.sweep import ModelSpec, Sweep
-from raysft.spec.templates import evaluation_template, training_template
+from raysft.spec.sweep import ModelSpec, SpecError, Sweep
+from raysft.spec.templates import evaluation_template
 
 # Texts that ship with the package: the default of the likelihood probe, and the origin of similarities.
 SHIPPED_TEXTS = Path(__file__).parent.parent / "probes" / "texts.txt"
@@ -65,8 +65,8 @@ class Subject:
 @dataclass(frozen=True)
 class Work:
     """One result to commit. `about` is the task, for stages that are done per benchmark task, or the dataset whose
-    texts are embedded; `source` is the key of the embeddings that an intrinsic dimension is estimated from, and
-    `as_in` the trial whose template and maximum length those texts have."""
+    texts are embedded; `source` is the key of the embeddings that it is made from, `as_in` the trial whose template and
+    maximum length those texts have, and `before` the key of the base's neighbours of the same texts."""
 
     stage: str
     key: str
@@ -74,6 +74,7 @@ class Work:
     about: str | None = None
     source: str | None = None
     as_in: str | None = None
+    before: str | None = None
 
 
 @dataclass(frozen=True)
@@ -150,16 +151,29 @@ def text_count(sweep: Sweep, dataset: str, size: int | None) -> int:
 def sweep_units(sweep: Sweep, trials: Sequence[Trial]) -> tuple[list[Unit], list[Work]]:
     """(units in the order they should run, works on hidden states) of all trials and their base models."""
     models = [model for model in sweep.models if any(trial.model == model.name for trial in trials)]
+    _check_likelihood_epochs(sweep, trials)
     shared = _Shared(sweep)
     units = [unit for model in models if (unit := _pretrain_unit(sweep, model)) is not None]
     for model in models:
         own = [trial for trial in trials if trial.model == model.name]
         unit = _base_unit(shared, model, own)
         if model is models[0]:  # what is asked of the data alone is done once, beside the first base
-            unit = replace(unit, works=(*unit.works, *_contamination_works(shared, unit.model, trials)))
+            unit = replace(unit, works=(*unit.works, *_works_of_data_alone(shared, unit.model, trials)))
         units.append(unit)
         units.extend(unit for trial in own for unit in _fine_tune_units(shared, trial))
     return units, list(_geometry(sweep, models, trials))
+
+
+def _check_likelihood_epochs(sweep: Sweep, trials: Sequence[Trial]) -> None:
+    """SpecError for an epoch whose likelihood vector is asked for and that no trial is measured at."""
+    probe = sweep.probes.log_likelihood
+    if probe is None or isinstance(probe.epochs, str):
+        return
+    measured = {epoch for trial in trials for epoch in trial.measured}
+    never = [epoch for epoch in probe.epochs if epoch not in measured]
+    if never:
+        valid = f"last, all, or some of {', '.join(map(str, sorted(measured)))}"
+        raise SpecError(f"probes.log_likelihood.epochs: no trial is measured at epoch {never[0]}; valid: {valid}")
 
 
 class _Shared:
@@ -171,7 +185,11 @@ class _Shared:
         self.measuring = sweep.resources.measuring_shape
         self.benchmarks = {task: Part(task_identity(sweep, task)) for task in sweep.evaluation.tasks}
         template = evaluation_template(sweep)
+        served_by = sweep.evaluation.served_by
         self.around: Identity = {} if template is None else {"template": template.digest}
+        if served_by is not None:
+            self.around["vllm"] = served_by.identity
+        self.reference = file_digest(SHIPPED_TEXTS, "reference texts")
         self.likelihood = None if sweep.probes.log_likelihood is None else likelihood_identity(sweep)
 
 
@@ -184,36 +202,25 @@ def _pretrain_unit(sweep: Sweep, model: ModelSpec) -> Unit | None:
 
 
 def _base_unit(shared: _Shared, model: ModelSpec, trials: list[Trial]) -> Unit:
-    sweep, identity = shared.sweep, model_identity(model)
-    base = Subject(model.name, epoch=0)
-    works = list(_checkpoint_works(shared, {"model": identity}, base))
-    probe = sweep.probes.perplexity
-    for name in dict.fromkeys(trial.dataset for trial in trials) if probe is not None else ():
-        assert probe is not None
-        subject = Subject(model.name, dataset=name)
-        data = dataset_identity(sweep, sweep.dataset(name))
-        options = {"model": identity, "dataset": data, "rows": probe.rows, "template": training_template(sweep).digest}
-        options["max_length"] = sweep.training.max_length
-        reference = file_digest(SHIPPED_TEXTS, "reference texts")
-        works.append(Work("perplexity", key_of("perplexity", options), subject))
-        for task, benchmark in shared.benchmarks.items():
-            key = key_of("similarity", {**options, "benchmark": benchmark, "reference": reference})
-            works.append(Work("similarity", key, subject, about=task))
-    key = key_of("evaluate", {"unit": identity})
-    return Unit(key, "base", model.name, tuple(works), shared.measuring)
+    identity = model_identity(model)
+    works = list(_checkpoint_works(shared, {"model": identity}, Subject(model.name, epoch=0)))
+    datasets = dict.fromkeys(trial.dataset for trial in trials)
+    asked = under_a_base(shared.sweep, identity, datasets, shared.benchmarks, shared.reference)
+    works += _data_works(model.name, asked)
+    return Unit(key_of("evaluate", {"unit": identity}), "base", model.name, tuple(works), shared.measuring)
 
 
-def _contamination_works(shared: _Shared, model: str, trials: Sequence[Trial]) -> Iterator[Work]:
-    """Overlap of each training set, at each size, with each benchmark; `model` only says beside which it is done."""
-    probe = shared.sweep.probes.contamination
-    if probe is None:
-        return
-    for name, size in dict.fromkeys((trial.dataset, trial.size) for trial in trials):
-        data = dataset_identity(shared.sweep, shared.sweep.dataset(name))
-        for task, benchmark in shared.benchmarks.items():
-            options = {"dataset": data, "size": size, "benchmark": benchmark, "ngram": probe.ngram}
-            key = key_of("contamination", options)
-            yield Work("contamination", key, Subject(model, dataset=name, size=size), about=task)
+def _works_of_data_alone(shared: _Shared, model: str, trials: Sequence[Trial]) -> Iterator[Work]:
+    """What no base enters; `model` only says beside which it is done."""
+    sets = dict.fromkeys((trial.dataset, trial.size) for trial in trials)
+    datasets = dict.fromkeys(trial.dataset for trial in trials)
+    yield from _data_works(model, overlaps(shared.sweep, sets, shared.benchmarks))
+    yield from _data_works(model, of_texts_alone(shared.sweep, datasets, shared.benchmarks, shared.reference))
+
+
+def _data_works(model: str, asked: Iterable[Asked]) -> Iterator[Work]:
+    for one in asked:
+        yield Work(one.stage, one.key, Subject(model, dataset=one.dataset, size=one.size), about=one.about)
 
 
 def _fine_tune_units(shared: _Shared, trial: Trial) -> Iterator[Unit]:
@@ -237,17 +244,19 @@ def _fine_tune_units(shared: _Shared, trial: Trial) -> Iterator[Unit]:
 
 
 def _checkpoint_works(shared: _Shared, identity: Identity, subject: Subject) -> Iterable[Work]:
-    """What is measured of a checkpoint with its model in memory; the likelihood vector of base and last epoch only."""
+    """What is measured of a checkpoint with its model in memory; the likelihood vector at the epochs it is asked of."""
     for task, benchmark in shared.benchmarks.items():
         key = key_of("evaluate", {"checkpoint": identity, "benchmark": benchmark, **shared.around})
         yield Work("evaluate", key, subject, about=task)
-    if shared.likelihood is not None and subject.epoch in (0, subject.epochs):
+    probe = shared.sweep.probes.log_likelihood
+    if shared.likelihood is not None and probe is not None and probe.is_taken_of(subject.epoch, subject.epochs):
         key = key_of("log_likelihood", {"checkpoint": identity, **shared.likelihood})
         yield Work("log_likelihood", key, subject)
 
 
 def _geometry(sweep: Sweep, models: Sequence[ModelSpec], trials: Sequence[Trial]) -> Iterable[Work]:
-    """Intrinsic dimension of each trial's training texts, in its base and at its last epoch."""
+    """Intrinsic dimension of each trial's training texts, in its base and at its last epoch, and the neighbours that
+    they have in the base."""
     probe = sweep.probes.intrinsic_dimension
     if probe is None:
         return
@@ -260,20 +269,29 @@ def _geometry(sweep: Sweep, models: Sequence[ModelSpec], trials: Sequence[Trial]
             "template": trial.identity["optimisation"]["template"],
             "max_length": trial.optimisation.max_length,
         }
+        if probe.pooling != "mean":
+            texts["pooling"] = probe.pooling
+        model = {"model": trial.identity["model"]}
+        before = key_of("neighbours", {"checkpoint": model, **texts, "neighbours": probe.overlap_k})
         base = Subject(trial.model, dataset=trial.dataset, size=trial.size, epoch=0)
         last = trial_subject(trial, trial.epochs)
         for subject, identity in (
-            (base, {"model": trial.identity["model"]}),
+            (base, model),
             (last, Part(trial=trial.identity, epoch=trial.epochs)),
         ):
             embedded = {"checkpoint": identity, **texts}
             source = key_of("embed", embedded)
             if source not in seen:
                 seen.add(source)
-                key = key_of("intrinsic_dimension", {**embedded, "neighbours": probe.neighbours})
+                options = probe.estimates_identity
+                if subject is last:
+                    options["overlap_neighbours"] = probe.overlap_k
+                key = key_of("intrinsic_dimension", {**embedded, **options})
                 about = {"about": trial.dataset, "as_in": trial.key}
                 yield Work("embed", source, subject, **about)
-                yield Work("intrinsic_dimension", key, subject, source=source, **about)
+                yield Work("intrinsic_dimension", key, subject, source=source, before=before, **about)
+                if subject is base:
+                    yield Work("neighbours", before, subject, source=source, **about)
 
 
 def divergence_work(trial: Trial) -> Work:

@@ -52,6 +52,27 @@ def write_folder(storage: Storage, folder: str, save: Callable[[Path], None], fa
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def gathering_place(storage: Storage, folder: str) -> str:
+    """Where the files of a folder gather that many processes fill, until `publish_gathered`: they survive a kill."""
+    parent, _, name = folder.rpartition("/")
+    return f"{parent}/.gathering-{name}" if storage.is_local else f"{folder}/{_ATTEMPT}gathering"
+
+
+def publish_gathered(
+    storage: Storage, folder: str, files: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any]
+) -> bool:
+    """Publish what lies in the `gathering_place` of a folder; False if another was first.
+
+    `files`: name -> {"bytes": size, "sha256": digest} of what belongs to it. Nothing is copied.
+    """
+    place = gathering_place(storage, folder)
+    content = {"files": dict(files), **facts}
+    if storage.is_local:
+        storage.write_bytes(_as_bytes(content), place, MANIFEST)
+        return _rename(storage, storage.local_path(place), folder)
+    return _decide(storage, folder, _as_bytes({**content, "attempt": place.rpartition("/")[2]}))
+
+
 def read_manifest(storage: Storage, folder: str) -> dict[str, Any]:
     """The manifest of a complete folder; DamagedError, with the file and the reason, for any other."""
     content = storage.find_bytes(folder, MANIFEST)
@@ -205,7 +226,11 @@ def _manifest(folder: Path, facts: Mapping[str, Any]) -> bytes:
         os.fsync(descriptor)
         os.close(descriptor)
         files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
-    return json.dumps({"files": files, **facts}, indent=1, sort_keys=True).encode()
+    return _as_bytes({"files": files, **facts})
+
+
+def _as_bytes(manifest: Mapping[str, Any]) -> bytes:
+    return json.dumps(manifest, indent=1, sort_keys=True).encode()
 
 
 def _write_synced(path: Path, data: bytes) -> None:

@@ -74,11 +74,17 @@ def _pair_row(predictor: str, part: Slice, values: dict[Pair, float]) -> Row:
 
 
 def dataset_properties(properties: pa.Table) -> dict[str, dict[Pair, float]]:
-    """Property -> (model, dataset) -> value, for properties of a dataset alone."""
-    alone = properties.filter(pc.and_(pc.is_null(properties["about"]), pc.is_valid(properties["value"])))
+    """Property -> (model, dataset) -> value, for properties of a dataset that are of no benchmark.
+
+    How the rows' own values are spread is left out. What no model enters is the same for every one of them.
+    """
+    of_all = pc.and_(pc.is_null(properties["about"]), pc.is_null(properties["statistic"]))
+    alone = properties.filter(pc.and_(of_all, pc.is_valid(properties["value"])))
+    models = pc.unique(properties["model"]).drop_null().to_pylist()
     found: dict[str, dict[Pair, float]] = defaultdict(dict)
     for row in alone.select(["property", "model", "dataset", "value"]).to_pylist():
-        found[row["property"]][row["model"], row["dataset"]] = row["value"]
+        for model in models if row["model"] is None else (row["model"],):
+            found[row["property"]][model, row["dataset"]] = row["value"]
     return dict(sorted(found.items()))
 
 

@@ -33,7 +33,9 @@ def weight_change_by_depth(weight_change: pa.Table, variants: dict[str, str]) ->
 
     Tensors outside the stack (embeddings, final norm, head) have no depth and are left out.
     """
-    stack = weight_change.filter(pc.and_(pc.is_valid(weight_change["layer"]), pc.is_valid(weight_change["trial"])))
+    single = pc.equal(pc.fill_null(weight_change["level"], "tensor"), "tensor")
+    placed = pc.and_(pc.is_valid(weight_change["layer"]), pc.is_valid(weight_change["trial"]))
+    stack = weight_change.filter(pc.and_(placed, single))
     squared = stack.append_column("change2", real_array(reals(stack, "change_norm") ** 2))
     squared = squared.append_column("base2", real_array(reals(stack, "base_norm") ** 2))
     keys = [*IDENTITY.names, "layer", "depth"]

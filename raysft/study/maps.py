@@ -2,7 +2,9 @@
 Log-Likelihood Vector").
 
 l_i holds the total log-probability of each of N texts under model i. The bottom 2% of the pooled matrix are clipped,
-rows are centred, then columns; ||q_i - q_j||^2 / N is then about twice the KL divergence per text.
+rows are centred, then columns; ||q_i - q_j||^2 / N is then about twice the KL divergence per text, for models that are
+near each other. Half of it, over the mean bytes of a text and ln 2, is an estimate in bits per byte. Where the texts
+are cut off at the bottom depends on which models are there; a threshold that is given freezes it.
 """
 
 from __future__ import annotations
@@ -13,32 +15,35 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.spatial.distance import pdist, squareform
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
 from raysft.store.schema import IDENTITY
-from raysft.study.schema import MAP, MAP_DISTANCES
-from raysft.study.tables import Reals, from_rows, real_array
+from raysft.study.layouts import Layout, layouts
+from raysft.study.schema import MAP, MAP_DISTANCES, MAP_LAYOUTS, TRAJECTORIES
+from raysft.study.tables import Reals, from_rows, real_array, reals
+from raysft.study.trajectories import trajectory_table
 from raysft.study.variants import with_variants
 
 _CLIPPED = 0.02
-_FEWEST_FOR_TSNE = 10
-_PERPLEXITY = 30.0
 _SEED = 0
 
 
 @dataclass(frozen=True)
 class ModelMap:
-    """The map (schema `MAP`), its distances (schema `MAP_DISTANCES`), and how many models it had to leave out."""
+    """The map (schema `MAP`), its distances (`MAP_DISTANCES`), every layout of it (`MAP_LAYOUTS`), the trials' ways
+    through it (`TRAJECTORIES`), and which models it had to leave out."""
 
     points: pa.Table
     distances: pa.Table
+    layouts: pa.Table
+    trajectories: pa.Table
     skipped: dict[str, str]
 
 
-def model_map(log_likelihood: pa.Table, variants: dict[str, str]) -> ModelMap:
+def model_map(log_likelihood: pa.Table, variants: dict[str, str], clip_below: float | None = None) -> ModelMap:
     """Base models and checkpoints in two dimensions, by their log-likelihood vectors.
 
-    Only models that have every text take part. Ten or more are laid out by t-SNE, fewer by PCA.
+    Only models that have every text take part. Ten or more are laid out by t-SNE, fewer by PCA. `clip_below`, nats,
+    stands for the 2% quantile of these models, so that distances compare with those of a map that had it.
     """
     subjects, raw = _vectors(log_likelihood)
     complete = np.asarray(np.isfinite(raw).all(axis=1))
@@ -50,26 +55,69 @@ def model_map(log_likelihood: pa.Table, variants: dict[str, str]) -> ModelMap:
     }
     subjects, raw = with_variants(subjects, variants).filter(pa.array(complete, pa.bool_())), raw[complete]
     if not len(raw):
-        return ModelMap(MAP.empty_table(), MAP_DISTANCES.empty_table(), skipped)
-    return _laid_out(subjects, raw, [name for name, whole in zip(names, complete, strict=True) if whole], skipped)
+        points, distances = MAP.empty_table(), MAP_DISTANCES.empty_table()
+        return ModelMap(points, distances, MAP_LAYOUTS.empty_table(), TRAJECTORIES.empty_table(), skipped)
+    threshold = float(np.quantile(raw, _CLIPPED)) if clip_below is None else clip_below
+    named = [name for name, whole in zip(names, complete, strict=True) if whole]
+    per_byte = bits_per_byte(1.0, _mean_bytes(log_likelihood))
+    return _laid_out(subjects, raw, named, threshold, per_byte, skipped)
 
 
-def _laid_out(subjects: pa.Table, raw: Reals, names: list[str], skipped: dict[str, str]) -> ModelMap:
-    vectors = centred(raw)
+def _laid_out(
+    subjects: pa.Table, raw: Reals, names: list[str], threshold: float, per_byte: float, skipped: dict[str, str]
+) -> ModelMap:
+    """The map of models that have every text; `per_byte` is what a `two_kl` of 1 is in bits per byte."""
+    vectors = centred(raw, threshold)
     two_kl = pdist(vectors, "sqeuclidean") / raw.shape[1]
-    place, projection, perplexity = project(vectors)
-    columns = {
-        "x": real_array(place[:, 0]),
-        "y": real_array(place[:, 1]),
-        "projection": pa.array([projection] * len(raw), pa.string()),
-        "perplexity": real_array(np.full(len(raw), perplexity)),
+    placed = list(layouts(vectors, _SEED))
+    main = placed[min(1, len(placed) - 1)]  # t-SNE where there is one
+    from_base = _from_base(subjects, squareform(two_kl))
+    measured = {
         "texts": pa.array([raw.shape[1]] * len(raw), pa.int64()),
+        "clipped_below": real_array(np.full(len(raw), threshold)),
         "mean_log_likelihood": real_array(raw.mean(axis=1)),
-        "from_base": real_array(_from_base(subjects, squareform(two_kl))),
+        "from_base": real_array(from_base),
+        "kl_from_base": real_array(from_base * per_byte),
+        "perplexity": real_array(np.full(len(raw), main.scale)),
+    }
+    return ModelMap(
+        _with_places(subjects, main, measured).select(MAP.names).cast(MAP),
+        _distance_table(names, two_kl, per_byte),
+        pa.concat_tables(_layout_table(subjects, layout) for layout in placed),
+        trajectory_table(subjects, vectors),
+        skipped,
+    )
+
+
+def bits_per_byte(two_kl: float, mean_bytes: float) -> float:
+    """The KL divergence that `two_kl`, nats per text, estimates, in bits per byte of texts of so many bytes each."""
+    return two_kl / 2 / mean_bytes / np.log(2)
+
+
+def _mean_bytes(log_likelihood: pa.Table) -> float:
+    """Mean UTF-8 length of the texts; NaN where the table does not know all."""
+    texts = log_likelihood.group_by("text", use_threads=False).aggregate([("bytes", "max")])
+    return float(reals(texts, "bytes_max").mean()) if texts.num_rows else np.nan
+
+
+def _with_places(subjects: pa.Table, layout: Layout, more: dict[str, pa.Array]) -> pa.Table:
+    columns = {
+        "x": real_array(layout.places[:, 0]),
+        "y": real_array(layout.places[:, 1]),
+        "projection": pa.array([layout.projection] * len(subjects), pa.string()),
+        **more,
     }
     for name, values in columns.items():
         subjects = subjects.append_column(name, values)
-    return ModelMap(subjects.select(MAP.names).cast(MAP), _distance_table(names, two_kl), skipped)
+    return subjects
+
+
+def _layout_table(subjects: pa.Table, layout: Layout) -> pa.Table:
+    how = {
+        "scale": real_array(np.full(len(subjects), layout.scale)),
+        "projection_seed": pa.array([layout.seed] * len(subjects), pa.int64()),
+    }
+    return _with_places(subjects, layout, how).select(MAP_LAYOUTS.names).cast(MAP_LAYOUTS)
 
 
 def _vectors(log_likelihood: pa.Table) -> tuple[pa.Table, Reals]:
@@ -94,35 +142,13 @@ def subject_name(row: dict[str, object]) -> str:
     return f"{row['model']} / {row['dataset']} / {row['variant']} / seed {row['seed']} / epoch {row['epoch']}"
 
 
-def centred(log_likelihoods: Reals) -> Reals:
-    """Clip the bottom 2% of the pooled matrix, then subtract row means, then column means; shape (models, texts)."""
-    clipped = np.maximum(log_likelihoods, np.quantile(log_likelihoods, _CLIPPED))
+def centred(log_likelihoods: Reals, clip_below: float | None = None) -> Reals:
+    """Raise what lies below `clip_below`, or the 2% quantile of the pooled matrix, to it; then subtract row means, then
+    column means; shape (models, texts)."""
+    threshold = np.quantile(log_likelihoods, _CLIPPED) if clip_below is None else clip_below
+    clipped = np.maximum(log_likelihoods, threshold)
     rows = clipped - clipped.mean(axis=1, keepdims=True)
     return rows - rows.mean(axis=0, keepdims=True)
-
-
-def project(vectors: Reals) -> tuple[Reals, str, float]:
-    """Two coordinates for each vector, shape (models, 2), the projection's name, and t-SNE's perplexity or NaN."""
-    if len(vectors) < _FEWEST_FOR_TSNE or np.allclose(vectors, vectors[0]):
-        return _principal(vectors), "pca", np.nan
-    # Imported here: scikit-learn takes a second to load, and a sweep without a map need not wait for it.
-    from sklearn.manifold import TSNE
-
-    perplexity = min(_PERPLEXITY, (len(vectors) - 1) / 3)
-    layout = TSNE(2, perplexity=perplexity, init="pca", random_state=_SEED)
-    # Sums over several threads depend on their number; a report must not.
-    with threadpool_limits(1):
-        return np.asarray(layout.fit_transform(vectors), dtype=np.float64), "tsne", perplexity
-
-
-def _principal(vectors: Reals) -> Reals:
-    left, sizes, _ = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
-    # An axis may point either way; the largest entry is made positive so that equal tables give equal maps.
-    signs = np.sign(left[np.abs(left).argmax(axis=0), np.arange(left.shape[1])])
-    place = np.zeros((len(vectors), 2))
-    kept = min(2, len(sizes))
-    place[:, :kept] = (left * np.where(signs == 0, 1, signs) * sizes)[:, :kept]
-    return place
 
 
 def _from_base(subjects: pa.Table, two_kl: Reals) -> Reals:
@@ -133,8 +159,10 @@ def _from_base(subjects: pa.Table, two_kl: Reals) -> Reals:
     )
 
 
-def _distance_table(names: list[str], two_kl: Reals) -> pa.Table:
+def _distance_table(names: list[str], two_kl: Reals, per_byte: float) -> pa.Table:
     first, second = np.triu_indices(len(names), k=1)
     pairs = zip(first, second, two_kl, strict=True)
-    rows = [{"a": names[i], "b": names[j], "two_kl": float(value)} for i, j, value in pairs]
+    rows = [
+        {"a": names[i], "b": names[j], "two_kl": float(value), "kl": float(value) * per_byte} for i, j, value in pairs
+    ]
     return from_rows(rows, MAP_DISTANCES)

@@ -18,6 +18,7 @@ from raysft.study.maps import ModelMap, model_map
 from raysft.study.schema import STUDY_TABLES
 from raysft.study.similarity import ENTRIES, Clustering, cluster, correlation_matrix, linkage_table, similarity_table
 from raysft.study.tables import read_tables, write_json, write_table
+from raysft.study.updates import update_similarity, update_similarity_means
 from raysft.study.variants import trial_variants
 
 # Per-sample outcomes are by far the largest table, and nothing here looks at single items.
@@ -54,6 +55,8 @@ def study_of(sweep: Mapping[str, pa.Table]) -> Study:
     similarity = similarity_table(gains)
     clusterings = {kind: cluster(correlation_matrix(similarity, kind)) for kind in ENTRIES}
     changes = weight_change_by_depth(sweep["weight_change"], variants)
+    sketches = sweep.get("weight_sketches", TABLES["weight_sketches"].empty_table())
+    updates = update_similarity(sketches, variants)
     placed = model_map(sweep["log_likelihood"], variants)
     checks = check_table(sweep["trials"], sweep["scores"], gains, _skipped(clusterings, placed))
     found = {
@@ -63,9 +66,13 @@ def study_of(sweep: Mapping[str, pa.Table]) -> Study:
         "linkage": linkage_table(clusterings),
         "correlations": correlation_table(gains, sweep["data_properties"], changes),
         "weight_change_by_depth": changes,
+        "update_similarity": updates,
+        "update_similarity_means": update_similarity_means(updates),
         "intrinsic_dimension_by_depth": intrinsic_dimension_by_depth(sweep["intrinsic_dimension"], variants),
         "map": placed.points,
         "map_distances": placed.distances,
+        "map_layouts": placed.layouts,
+        "trajectories": placed.trajectories,
         "checks": checks,
     }
     return Study({name: found[name] for name in STUDY_TABLES}, _summary(sweep, found, checks))

@@ -105,6 +105,43 @@ WEIGHT_CHANGE_BY_DEPTH = pa.schema(
     ]
 )
 
+UPDATE_SIMILARITY = pa.schema(
+    [
+        column("model", TEXT, "base model that both trials have"),
+        column("layer", WHOLE, "index of the transformer layer; null for the whole model"),
+        column("depth", REAL, "layer / (layers - 1); null for the whole model", "fraction"),
+        column("trial_a", TEXT, "key of one fine-tuning"),
+        column("dataset_a", TEXT, "its training set"),
+        column("variant_a", TEXT, "its variant"),
+        column("seed_a", WHOLE, "its seed"),
+        column("trial_b", TEXT, "key of the other fine-tuning"),
+        column("dataset_b", TEXT, "its training set"),
+        column("variant_b", TEXT, "its variant"),
+        column("seed_b", WHOLE, "its seed"),
+        column("cosine", REAL, "cosine of W' - W of the two at their last measured epoch, from sketches"),
+        column("stderr", REAL, "standard error of the cosine from its sketches, rather too large than too small"),
+        column(
+            "left_overlap",
+            REAL,
+            "share of the 4 leading output directions that both have, mean over tensors, from sketches: 0 = unrelated",
+            source="Hu et al. 2021, section 7.2",
+        ),
+        column("right_overlap", REAL, "the same of the leading input directions", source="Hu et al. 2021, section 7.2"),
+    ]
+)
+
+UPDATE_SIMILARITY_MEANS = pa.schema(
+    [
+        column("kind", TEXT, "dataset: pairs of trials of one variant; variant: pairs of one dataset"),
+        column("a", TEXT, "dataset or variant"),
+        column("b", TEXT, "dataset or variant; equal to a for trials that differ in their seed"),
+        column("cosine", REAL, "mean over pairs and base models of the cosine of whole updates"),
+        column("left_overlap", REAL, "the same mean of left_overlap"),
+        column("right_overlap", REAL, "the same mean of right_overlap"),
+        column("pairs", WHOLE, "pairs averaged"),
+    ]
+)
+
 INTRINSIC_DIMENSION_BY_DEPTH = pa.schema(
     [
         *IDENTITY,
@@ -134,8 +171,37 @@ MAP = pa.schema(
         column("projection", TEXT, "tsne or pca"),
         column("perplexity", REAL, "t-SNE's perplexity; null for PCA"),
         column("texts", WHOLE, "texts of the log-likelihood vectors"),
+        column("clipped_below", REAL, "log-likelihoods below this, 2% of all, were raised to it", "nats", _OYAMA),
         column("mean_log_likelihood", REAL, "mean over the texts, before clipping", "nats per text"),
         column("from_base", REAL, "||q - q_base||^2 / texts, about twice the KL from its base", "nats", _OYAMA),
+        column("kl_from_base", REAL, "from_base / 2 / mean bytes of a text / ln 2", "bits per byte", _OYAMA),
+    ]
+)
+
+MAP_LAYOUTS = pa.schema(
+    [
+        *IDENTITY,
+        _VARIANT,
+        column("projection", TEXT, "pca, tsne, or umap where umap-learn is installed"),
+        column("x", REAL, "first coordinate"),
+        column("y", REAL, "second coordinate"),
+        column("scale", REAL, "t-SNE's perplexity or UMAP's neighbours; null for PCA"),
+        column("projection_seed", WHOLE, "seed of the projection; null for PCA"),
+    ]
+)
+
+TRAJECTORIES = pa.schema(
+    [
+        *IDENTITY,
+        _VARIANT,
+        column(
+            "from_epoch", WHOLE, "epoch that the step starts from, 0 = the base model; it ends at `epoch`", "epochs"
+        ),
+        column("two_kl", REAL, "||q - q_from||^2 / texts of the step: about twice its KL divergence", "nats", _OYAMA),
+        column("from_start", REAL, "the same from the trial's first known epoch, the base if it is there", "nats"),
+        column("cosine_to_previous", REAL, "cosine of the step and the one before it; null for the first"),
+        column("cosine_to_total", REAL, "cosine of the step and the way from the first known epoch to the last"),
+        column("straightness", REAL, "distance from the first known epoch over the length of the path until here"),
     ]
 )
 
@@ -144,6 +210,7 @@ MAP_DISTANCES = pa.schema(
         column("a", TEXT, "name of a row of the map: model, or model / dataset / variant / seed / epoch"),
         column("b", TEXT, "name of a row of the map"),
         column("two_kl", REAL, "||q_a - q_b||^2 / texts: about twice the KL divergence per text", "nats", _OYAMA),
+        column("kl", REAL, "estimate of the KL divergence: two_kl / 2 / mean bytes of a text / ln 2", "bits per byte"),
     ]
 )
 
@@ -163,8 +230,12 @@ STUDY_TABLES: dict[str, pa.Schema] = {
     "linkage": LINKAGE,
     "correlations": CORRELATIONS,
     "weight_change_by_depth": WEIGHT_CHANGE_BY_DEPTH,
+    "update_similarity": UPDATE_SIMILARITY,
+    "update_similarity_means": UPDATE_SIMILARITY_MEANS,
     "intrinsic_dimension_by_depth": INTRINSIC_DIMENSION_BY_DEPTH,
     "map": MAP,
     "map_distances": MAP_DISTANCES,
+    "map_layouts": MAP_LAYOUTS,
+    "trajectories": TRAJECTORIES,
     "checks": CHECKS,
 }

@@ -63,7 +63,12 @@ def test_the_tables_hold_every_subject(finished: tuple[Content, RunResult, list[
     assert {row["chance"] for row in scores if row["task"] == "micro_capitals_choice"} == {0.25}
     assert len(_rows(content, "samples")) == 16 * len(scores)
     dimensions = _rows(content, "intrinsic_dimension")
-    assert {row["estimator"] for row in dimensions} == {"twonn", "mle", "gride"}
+    estimators = {"twonn", "mle", "gride", "participation_ratio", "effective_rank"}
+    assert {row["estimator"] for row in dimensions if row["trial"] is None} == estimators
+    assert {row["estimator"] for row in dimensions if row["trial"]} == {*estimators, "neighbourhood_overlap"}
+    overlaps = [row for row in dimensions if row["estimator"] == "neighbourhood_overlap"]
+    assert all(0 < row["value"] <= 1 and row["scale"] == 4 for row in overlaps)
+    assert {row["layer"] for row in overlaps} == {row["layer"] for row in dimensions}
     assert {(row["trial"] is None, row["epoch"]) for row in dimensions} == {(True, 0), (False, 2)}
     assert {row["epoch"] for row in _rows(content, "log_likelihood")} == {0, 2}
     assert {row["about"] for row in _rows(content, "data_properties")} == {None, *SMALL["evaluation"]["tasks"]}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,12 +25,10 @@ from transformers import (
 )
 
 from raysft.evaluation import prefix_lm
-from raysft.evaluation.harness import evaluate, load_benchmarks
 from raysft.evaluation.masks import Masks
 from raysft.evaluation.prefix_lm import PrefixLM
 from raysft.evaluation.sharing import sharing_of
 from raysft.evaluation.templated_lm import TemplatedLM
-from raysft.spec.sweep import load_sweep
 from raysft.spec.templates import Template
 from tests.unit.tokenizers_in_miniature import byte_level, byte_level_without_bos, old_sentence_piece
 
@@ -303,32 +300,3 @@ def test_texts_are_laid_out_once_for_all_checkpoints(monkeypatch: pytest.MonkeyP
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, max_length=LENGTH, backend="causal")
     wanted = _ask(theirs, "loglikelihood", _pairs(EXAMPLES))
     np.testing.assert_allclose([value for value, _ in after], [value for value, _ in wanted], atol=TOLERANCE)
-
-
-def test_whole_tasks_have_the_metrics_and_errors_of_the_backend(
-    write_sweep: Callable[[dict[str, Any]], Path], content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Multiple choice and generation, with gold answers: every number of every table."""
-    content["evaluation"] = {"tasks": ["micro_addition_choice", "micro_addition_exact"], "limit": 12}
-    sweep = load_sweep(write_sweep(content))
-    tokenizer = byte_level()
-    model = _model(CONFIGS["grouped-query"](len(tokenizer)))
-    tables = []
-    for shares in (True, False):
-        monkeypatch.setattr(prefix_lm, "_known", {model: sharing_of(model) if shares else None})
-        benchmarks = load_benchmarks(sweep)
-        tables.append(evaluate(model, tokenizer, benchmarks, sweep.evaluation.tasks))
-        again = evaluate(model, tokenizer, benchmarks, sweep.evaluation.tasks)
-        assert again == tables[-1], "the same checkpoint, asked again with kept requests"
-    for task in sweep.evaluation.tasks:
-        ours, theirs = (table[task].to_pylist() for table in tables)
-        assert ours == _close_to(theirs)
-        assert ours[0]["samples"]
-
-
-def _close_to(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _close_to(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return list(map(_close_to, value))
-    return pytest.approx(value, abs=TOLERANCE, rel=1e-5) if isinstance(value, float) else value

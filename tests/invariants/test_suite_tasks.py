@@ -1,6 +1,6 @@
 """Every task of the suite on local files: what it asks, and what it makes of right, wrong and unreadable answers.
 
-A scripted model answers, and nothing may connect anywhere. HumanEval and MBPP are in tests/unit/test_code_tasks.py,
+A scripted model answers, and nothing may connect anywhere. HumanEval and MBPP are in tests/sandbox/test_code_tasks.py,
 MT-Bench and AlpacaEval in tests/unit/test_judge*.py.
 """
 
@@ -10,21 +10,19 @@ import json
 import re
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
 
-from raysft.evaluation import harness
-from raysft.evaluation.harness import Benchmarks, evaluate, load_benchmarks
+from raysft.evaluation.harness import Benchmarks, load_benchmarks
 from raysft.spec.suites import SUITES
 from raysft.spec.sweep import SpecError, parse_sweep
 from tests.bench_files import GSM8K, GSM8K_TRAIN, write_bench_files
 from tests.conftest import SMALL
+from tests.scripted_lm import Scripted, score_rows
 
 pytestmark = pytest.mark.invariants
 
@@ -34,51 +32,18 @@ WITH_EXAMPLES = ["minerva_math@4", "gsm8k@5", "boolq@1", "truthfulqa_gen@0", "mm
 DEAD_END = "I cannot say."
 
 
-class Scripted(LM):
-    """Writes `answer(context)`, up to the first stop string; of choices it prefers the one that it would write."""
-
-    def __init__(self, answer: Callable[[str], str]) -> None:
-        super().__init__()
-        self.answer = answer
-        self.asked: list[str] = []
-        self.endless: set[tuple[str, str]] = set()
-
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        written = []
-        for request in requests:
-            context, options = request.args
-            self.asked.append(context)
-            text = self.answer(context)
-            for stop in options["until"]:
-                text = text.split(stop)[0]
-            written.append(text)
-        return written
-
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        self.asked += [context for context, _ in (request.args for request in requests)]
-        return [
-            (-1.0, True) if continuation == self.answer(context) else (-9.0, False)
-            for context, continuation in (request.args for request in requests)
-        ]
-
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        raise AssertionError("no task of the suite asks for this")
-
-
 @dataclass
 class Asked:
     """What a scripted model was asked by a task, and what came of it: score rows by leaf task (or group) and metric."""
 
     contexts: list[str]
-    rows: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    rows: dict[tuple[str, str], dict[str, Any]]
 
 
 def _ask(benchmarks: Benchmarks, task: str, answer: Callable[[str], str]) -> Asked:
     model = Scripted(answer)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(harness, "_language_model", lambda *_: model)
-        table = evaluate(None, None, benchmarks, [task])[task]
-    return Asked(model.asked, {(row["task"], row["metric"]): row for row in table.to_pylist()})
+    rows = score_rows(benchmarks, task, model)
+    return Asked([*model.contexts, *(context for context, _ in model.scored)], rows)
 
 
 def _load(folder: Path, tasks: list[str], data: dict[str, Any], limit: int | None = 1) -> Benchmarks:

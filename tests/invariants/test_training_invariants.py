@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from raysft.corpus.batching import global_batch
 from raysft.models.methods import Tuned, apply_method
-from raysft.probes.weight_change import low_rank_norm, weight_change
+from raysft.probes.weights.change import weight_change
+from raysft.probes.weights.low_rank import low_rank_norm
 from raysft.spec.sweep import MethodSpec
 from raysft.training.loop import (
     DivergenceError,
@@ -269,7 +270,8 @@ def test_only_the_layers_of_a_depth_range_move(kind: str) -> None:
     method = METHODS[kind].model_copy(update={"depth": (0.9, 1.0)})
     tuned = apply_method(tiny_base("llama"), method, 0)
     _train_tuned(tuned, _job(epochs=1))
-    changed = {row["layer"] for row in weight_change(tuned).to_pylist() if row["change_norm"] > 0}
+    rows = weight_change(tuned).to_pylist()
+    changed = {row["layer"] for row in rows if row["level"] == "layer" and row["change_norm"] > 0}
     assert changed == {1}
 
 
@@ -296,14 +298,14 @@ def test_low_rank_norms_are_those_of_the_merged_difference() -> None:
 
 def test_weight_change_of_a_known_step() -> None:
     tuned = apply_method(tiny_base("llama"), METHODS["full"], 0)
-    name = "model.layers.1.mlp.up_proj.weight"
+    name = "layers.1.mlp.up_proj.weight"
     with torch.no_grad():
-        dict(tuned.model.named_parameters())[name].mul_(1.25)
+        dict(tuned.model.named_parameters())[f"model.{name}"].mul_(1.25)
     rows = {row["tensor"]: row for row in weight_change(tuned).to_pylist()}
     assert rows[name]["relative_change"] == pytest.approx(0.25, rel=1e-5)
     assert (rows[name]["layer"], rows[name]["depth"], rows[name]["module"]) == (1, 1.0, "up_proj")
-    assert rows["model.layers.0.mlp.up_proj.weight"]["relative_change"] == 0
-    assert rows["model.layers.0.mlp.up_proj.weight"]["zero_fraction"] == 1
+    assert rows["layers.0.mlp.up_proj.weight"]["relative_change"] == 0
+    assert rows["layers.0.mlp.up_proj.weight"]["zero_fraction"] == 1
 
 
 def test_learning_rates() -> None:

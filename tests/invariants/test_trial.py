@@ -111,9 +111,10 @@ def test_checkpoints_measured_apart_have_the_numbers_of_those_measured_in_place(
         plan, unit = _run(sweep)
         assert not plan.missing_units()
         reduce_sweep(sweep, open_storage(sweep.storage))
-    for table in ("training", "weight_change", "trials"):
+    for table in ("training", "weight_change", "weight_sketches", "trials"):
         assert _table(apart, table) == _table(in_place, table), table
     assert len(_table(apart, "weight_change")) > 0
+    assert {row["epoch"] for row in _table(apart, "weight_sketches")} == {3}, "early ones are not compared"
     assert open_storage(apart.storage).names("checkpoints", unit.key) == ["epoch-0003"]
 
 

@@ -24,8 +24,9 @@ from raysft.cli import app
 from raysft.cluster.address import check_cluster, check_job_server
 from raysft.cluster.submit import JobServer
 from raysft.spec.benchmarks import data_files
+from raysft.spec.mistakes import shown
 from raysft.spec.plan import Plan, make_plan
-from raysft.spec.reading import MOST_BYTES
+from raysft.spec.reading import MOST_BYTES, read_text
 from raysft.spec.shape import folder_shape
 from raysft.spec.sweep import SpecError, load_sweep, parse_sweep
 from raysft.store.layout import StorageError, open_storage
@@ -316,17 +317,27 @@ def forbidden(tmp_path: Path) -> Iterator[Path]:
     (locked / "results").chmod(0o755)
 
 
-@pytest.mark.parametrize("command", ["run", "reduce", "status"])
+COMMANDS = """
+import json, sys
+from typer.testing import CliRunner
+from raysft.cli import app
+ended = {command: CliRunner().invoke(app, [command, sys.argv[1]]) for command in ("run", "reduce", "status")}
+print(json.dumps({command: (result.exit_code, result.stderr) for command, result in ended.items()}))
+"""
+
+
 def test_a_storage_without_permission_is_named(
-    content: Content, write_sweep: Write, without_rights: list[str], forbidden: Path, command: str
+    content: Content, write_sweep: Write, without_rights: list[str], forbidden: Path
 ) -> None:
-    program = [sys.executable, "-c", "from raysft.cli import app; app()"]
     path = write_sweep({**content, "storage": str(forbidden)})
-    ended = subprocess.run([*without_rights, *program, command, str(path)], capture_output=True, text=True, check=False)
-    assert ended.returncode == 2, ended.stderr
-    [line] = ended.stderr.splitlines()
-    assert line.startswith(f"raysft: storage {forbidden}: cannot ")
-    assert "Permission denied" in line
+    program = [*without_rights, sys.executable, "-c", COMMANDS, str(path)]
+    ended = json.loads(subprocess.run(program, capture_output=True, text=True, check=True).stdout)
+    assert len(ended) == 3
+    for command, (exit_code, said) in ended.items():
+        assert exit_code == 2, (command, said)
+        [line] = said.splitlines()
+        assert line.startswith(f"raysft: storage {forbidden}: cannot "), command
+        assert "Permission denied" in line
 
 
 def _committed(plan: Plan, version: int, **columns: list[Any]) -> Path:
@@ -334,8 +345,9 @@ def _committed(plan: Plan, version: int, **columns: list[Any]) -> Path:
     work = next(work for work in plan.works() if work.stage == "perplexity")
     storage = open_storage(plan.sweep.storage)
     schema = RESULTS["perplexity"]
-    rows = {"property": ["response_perplexity"], "about": [None], "value": [2.0], "unit": ["x"], "n": [1]}
-    commit_result(storage, work.stage, work.key, pa.table(rows, schema=schema), work.subject.as_row(), Cost(1.0))
+    rows = [{"property": "response_perplexity", "about": None, "value": 2.0, "unit": "x", "n": 1}]
+    table = pa.Table.from_pylist(rows, schema=schema)
+    commit_result(storage, work.stage, work.key, table, work.subject.as_row(), Cost(1.0))
     path = storage.local_path("results", work.stage, f"{work.key}.parquet")
     table = pq.read_table(path)
     metadata = {**table.schema.metadata, b"schema_version": str(version).encode()}
@@ -348,7 +360,7 @@ def test_a_result_of_an_older_schema_is_read_and_its_missing_columns_are_null(
     content: Content, write_sweep: Write
 ) -> None:
     plan = make_plan(load_sweep(write_sweep(content)))
-    path = _committed(plan, SCHEMA_VERSION - 1, without=["n", "unit"])
+    path = _committed(plan, SCHEMA_VERSION - 1, without=["n", "unit", "examples"])
     [row] = read_result(open_storage(plan.sweep.storage), "perplexity", path.stem).to_pylist()
     assert (row["value"], row["n"], row["unit"]) == (2.0, None, None)
     assert CliRunner().invoke(app, ["reduce", str(write_sweep(content))]).exit_code == 0
@@ -368,3 +380,24 @@ def test_a_result_of_a_newer_schema_is_named_and_left_where_it_is(content: Conte
     assert not (Path(content["storage"]) / "tables").exists()
     shown = CliRunner().invoke(app, ["plan", str(sweep), "--json"])
     assert json.loads(shown.stdout)["stages"]["perplexity"] == {"done": 1, "planned": 2}
+
+
+def test_a_file_is_read_in_one_way_whatever_it_is_for(tmp_path: Path) -> None:
+    """As a file that somebody named, or that a field of a sweep names."""
+    (tmp_path / "latin").write_bytes(b"a\xe9")
+    (tmp_path / "marked").write_bytes(b"\xef\xbb\xbfa\n")
+    assert read_text(tmp_path / "marked") == "a\n"
+    cannot = "cannot be read"
+    for name, problem, of_a_field in (
+        ("none", ": no such file", "w: no file {}"),
+        ("latin", f": {cannot} (not UTF-8: unexpected end of data at byte 1)", "w: {} cannot be read (not UTF-8: "),
+        (".", f": {cannot} (Is a directory)", "w: {} cannot be read (Is a directory)"),
+        ("a\0b", f": {cannot} (embedded null byte)", "w: {} cannot be read (embedded null byte)"),
+    ):
+        path = tmp_path / name
+        with pytest.raises(SpecError) as refused:
+            read_text(path)
+        assert str(refused.value) == f"{shown(path)}{problem}"
+        with pytest.raises(SpecError) as refused:
+            read_text(path, "w")
+        assert str(refused.value).startswith(of_a_field.format(shown(path)))

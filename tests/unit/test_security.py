@@ -44,8 +44,16 @@ def _unsafe(source: str) -> Iterator[str]:
             yield from (f"import {name.name}" for name in node.names if name.name.partition(".")[0] in PICKLING)
         elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in PICKLING:
             yield f"from {node.module} import"
-        elif isinstance(node, ast.Call):
+        elif isinstance(node, ast.Call) and _may_be_unsafe(node):
             yield from _unsafe_call(ast.unparse(node.func), {word.arg: word.value for word in node.keywords})
+
+
+def _may_be_unsafe(call: ast.Call) -> bool:
+    """Told without writing the whole call out, which takes long for all calls of a package."""
+    last = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    return last.endswith(("load", "loads", "eval", "exec", "pickle", "from_pretrained")) or any(
+        word.arg in ("allow_pickle", "weights_only", "trust_remote_code") for word in call.keywords
+    )
 
 
 def _unsafe_call(name: str, words: dict[str | None, ast.expr]) -> Iterator[str]:

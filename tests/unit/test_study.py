@@ -279,9 +279,22 @@ def test_weight_change_is_pooled_over_the_tensors_of_a_layer() -> None:
     assert pooled["tensors"].to_pylist() == [2] * 4
 
 
+def test_pooled_rows_of_weight_change_are_not_pooled_again() -> None:
+    tables = synthetic_tables(Sweep(models=["m"], datasets=["a"], methods=["full"], epochs=1))
+    alone = study_of(tables).tables["weight_change_by_depth"]
+    change = tables["weight_change"]
+    at = change.column_names.index("level")
+    levels = {
+        level: change.set_column(at, "level", pa.array([level] * change.num_rows))
+        for level in ("tensor", "layer", "module")
+    }
+    tables["weight_change"] = pa.concat_tables([levels["tensor"], levels["layer"], levels["module"]])
+    assert study_of(tables).tables["weight_change_by_depth"].equals(alone)
+
+
 def test_models_of_different_heights_are_compared_at_shared_depths() -> None:
-    tall = synthetic_tables(Sweep(models=["tall"], layers=6))
-    low = synthetic_tables(Sweep(models=["low"], layers=4))
+    tall = synthetic_tables(Sweep(models=["tall"], layers=6, epochs=1))
+    low = synthetic_tables(Sweep(models=["low"], layers=4, epochs=1))
     both = {name: pa.concat_tables([tall[name], low[name]]) for name in tall}
     rows = rows_of(study_of(both).tables["correlations"], predictor="weight_change", variant="full", scope="all")
     assert [row["depth"] for row in rows] == pytest.approx(np.linspace(0, 1, 11))
@@ -339,7 +352,7 @@ def test_the_map_is_a_tsne_of_every_checkpoint_and_each_is_nearest_its_own_base(
 
 
 def test_equal_tables_give_equal_files_whatever_their_row_order(tmp_path: Path) -> None:
-    tables = synthetic_tables(Sweep(models=["m", "n"], datasets=["a", "b", "c"], noise=0.05))
+    tables = synthetic_tables(Sweep(models=["m", "n"], datasets=["a", "b", "c"], epochs=2, noise=0.05))
     random = np.random.default_rng(0)
     shuffled = {name: table.take(random.permutation(table.num_rows)) for name, table in tables.items()}
     run_study(write_tables(tables, tmp_path / "in"), tmp_path / "a")
@@ -355,8 +368,8 @@ def test_equal_tables_give_equal_files_whatever_their_row_order(tmp_path: Path) 
 STUDIED = {"trials", "scores", "data_properties", "weight_change", "intrinsic_dimension", "log_likelihood"}
 DEGENERATE = {
     "one of everything": Sweep(models=["m"], datasets=["d"], methods=["full"], epochs=1),
-    "one model": Sweep(models=["m"]),
-    "one dataset": Sweep(datasets=["d"]),
+    "one model": Sweep(models=["m"], epochs=2),
+    "one dataset": Sweep(datasets=["d"], epochs=2),
     "one layer": Sweep(layers=1, models=["m"], epochs=1),
     "nothing done": Sweep(models=["m"], datasets=["d"], methods=["full"], missing=frozenset({("m", "d", "full")})),
 }
@@ -379,7 +392,7 @@ def test_missing_tables_leave_the_rest(tmp_path: Path, emptied: str) -> None:
 
 
 def test_a_missing_cell_is_missing_and_no_zero() -> None:
-    tables = synthetic_tables(Sweep())
+    tables = synthetic_tables(Sweep(epochs=1, layers=1, texts=5))
     gone = pc.and_(
         pc.equal(tables["scores"]["task"], "micro_reverse_exact"), pc.equal(tables["scores"]["model"], "micro-llama")
     )

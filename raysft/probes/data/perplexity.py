@@ -1,10 +1,11 @@
-"""Properties of a dataset under a base model: perplexity, lengths, and how near its texts are to a benchmark's."""
+"""Perplexity of a dataset under a base model, row by row and together, and its lengths in the base's tokens."""
 
 from __future__ import annotations
 
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,97 +13,102 @@ import pyarrow as pa
 
 from raysft.corpus.example import Example
 from raysft.corpus.prompt import Rendered, render_examples
-from raysft.corpus.tokenize import TokenisedRow, tokenise_examples, tokenise_texts
-from raysft.probes.embeddings import pooled_states_of
-from raysft.probes.scoring import Scored, score_rows
+from raysft.corpus.tokenize import TokenisedRow, tokenise_examples
+from raysft.probes.data.contamination import words
+from raysft.probes.data.distributions import Measured, mean_length, property_table, spread
+from raysft.probes.scoring import Reading, most_tokens
+from raysft.spec.keys import text_digest
 from raysft.spec.templates import Template
-from raysft.store.probe_schemas import DATA_PROPERTIES
+from raysft.store.probe_schemas import EXAMPLES, PERPLEXITY
 
 
-def data_properties(
-    model: Any,
-    tokenizer: Any,
-    examples: Sequence[Example],
-    template: Template,
-    max_length: int,
-    pad_id: int,
-    token_budget: int,
-) -> pa.Table:
-    """Perplexity of the responses given their prompts and of the whole texts, and mean lengths, over `examples`.
+@dataclass(frozen=True)
+class FittingRows:
+    """The rows of a dataset that fit a model: their places in it, tokens and texts. `left_out` counts the others."""
 
-    Means are over tokens (or bytes) of all rows together, not means of row means. The response is all that the
-    assistant says in a row; an EOS counts as a token and has no bytes. Rows of more than `max_length` tokens are left
-    out: a part of a text has no bytes of its own. ValueError if all are longer. A table of `schema.DATA_PROPERTIES`.
+    places: list[int]
+    tokens: list[TokenisedRow]
+    texts: list[Rendered]
+    left_out: int
+
+
+def fitting_rows(
+    model: Any, tokenizer: Any, examples: Sequence[Example], template: Template, max_length: int
+) -> FittingRows:
+    """The `examples` of at most `max_length` tokens that fit the model's context as well.
+
+    A longer row is left out and not cut: a part of a text has no bytes of its own. ValueError if all are longer.
     """
     tokenised = tokenise_examples(examples, tokenizer, template, sys.maxsize)
-    fitting = [index for index, row in enumerate(tokenised) if len(row.ids) <= max_length]
-    if not fitting:
-        raise ValueError(f"each of {len(examples)} rows has more than max_length {max_length} tokens")
-    rows = [tokenised[index] for index in fitting]
-    whole = [TokenisedRow.from_token(row.ids, 1) for row in rows]
-    rendered = render_examples([examples[index] for index in fitting], tokenizer, template)
-    responses = [text for one in rendered for text in _said(one, tokenizer.eos_token)]
-    response_bytes = sum(len(text.encode()) for text in responses)
-    text_bytes = sum(len(one.text.removesuffix(tokenizer.eos_token).encode()) for one in rendered)
-    values = [
-        *_likelihoods("response", score_rows(model, rows, pad_id, token_budget), response_bytes),
-        *_likelihoods("text", score_rows(model, whole, pad_id, token_budget), text_bytes),
-        ("prompt_tokens", float(np.mean([len(row.ids) - row.supervised for row in rows])), "tokens per row"),
-        ("response_tokens", float(np.mean([row.supervised for row in rows])), "tokens per row"),
-        ("text_tokens", float(np.mean([len(row.ids) for row in rows])), "tokens per row"),
-        ("response_words", sum(len(text.split()) for text in responses) / len(rows), "words per row"),
-    ]
-    return _properties(values, len(rows), about=None)
+    most = most_tokens(model, max_length)
+    places = [place for place, row in enumerate(tokenised) if len(row.ids) <= most]
+    if not places:
+        what = "max_length" if most == max_length else "the model's context of"
+        raise ValueError(f"each of {len(examples)} rows has more than {what} {most} tokens")
+    texts = render_examples([examples[place] for place in places], tokenizer, template)
+    return FittingRows(places, [tokenised[place] for place in places], texts, len(examples) - len(places))
 
 
-def similarity(data_centroid: np.ndarray, benchmark_centroid: np.ndarray, origin: np.ndarray) -> float:
-    """Cosine of two centroids of hidden states (width,) seen from `origin`, the centroid of reference texts.
+def example_table(rows: FittingRows, reading: Reading, eos: str) -> pa.Table:
+    """What one forward pass told of each row: a table of `schema.EXAMPLES`.
 
-    Hidden states share one large common direction, so that cosines from zero are all near 1; taking the reference away
-    leaves what tells texts apart.
+    The response is all that the assistant says in a row; an EOS counts as a token and has no bytes.
     """
-    first, second = data_centroid - origin, benchmark_centroid - origin
-    scale = float(np.linalg.norm(first) * np.linalg.norm(second))
-    return float(first @ second) / scale if scale > 0 else math.nan
+    said = [[one.text[start:stop].removesuffix(eos) for start, stop in one.spans] for one in rows.texts]
+    supervised = [row.supervised for row in rows.tokens]
+    return pa.Table.from_pydict(
+        {
+            "row": rows.places,
+            "text_hash": [text_digest(one.text) for one in rows.texts],
+            "response_nll": [-entry.log_likelihood for entry in reading.responses],
+            "text_nll": [-entry.log_likelihood for entry in reading.texts],
+            "prompt_tokens": [len(row.ids) - count for row, count in zip(rows.tokens, supervised, strict=True)],
+            "response_tokens": supervised,
+            "text_tokens": [len(row.ids) for row in rows.tokens],
+            "response_bytes": [sum(len(text.encode()) for text in own) for own in said],
+            "text_bytes": [len(one.text.removesuffix(eos).encode()) for one in rows.texts],
+            "response_words": [sum(len(words(text)) for text in own) for own in said],
+        },
+        schema=EXAMPLES,
+    )
 
 
-def similarity_table(value: float, benchmark: str, rows: int) -> pa.Table:
-    """A similarity as a table of `schema.DATA_PROPERTIES`."""
-    return _properties([("similarity", value, "cosine")], rows, about=benchmark)
+def data_properties(examples: pa.Table, left_out: int) -> pa.Table:
+    """Properties of a dataset under a base model, from the table of its rows.
+
+    Per token and per byte both for all rows together (sums over sums) and as mean and quantiles of the rows' own
+    values; a row whose response has no bytes has none per byte. ValueError if no response has any. A table of
+    `schema.PERPLEXITY`.
+    """
+    columns = {name: np.asarray(examples[name], dtype=np.float64) for name in EXAMPLES.names if name != "text_hash"}
+    scored_text = columns["text_tokens"] - 1  # nothing predicts a row's first token
+    measured = [
+        *_likelihoods("response", columns["response_nll"], columns["response_tokens"], columns["response_bytes"]),
+        *_likelihoods("text", columns["text_nll"], scored_text, columns["text_bytes"]),
+    ]
+    for name in ("prompt_tokens", "response_tokens", "text_tokens"):
+        lengths = examples[name].to_pylist()
+        measured += [mean_length(name, lengths, "tokens per row"), *spread(name, lengths, "tokens per row", mean=False)]
+    table = property_table(measured, len(examples), left_out)
+    lists = [examples.to_pylist(), *[None] * (len(table) - 1)]
+    return table.append_column(PERPLEXITY.field("examples"), pa.array(lists, PERPLEXITY.field("examples").type))
 
 
-def centroid(
-    model: Any, tokenizer: Any, texts: Sequence[str], max_length: int, pad_id: int, token_budget: int
-) -> np.ndarray:
-    """Mean over texts of the mean-pooled hidden state in the middle of the stack: fp64 (width,)."""
-    rows = tokenise_texts(texts, tokenizer, max_length)
-    states = pooled_states_of(model, rows, pad_id, token_budget)
-    middle: np.ndarray = states[:, states.shape[1] // 2].astype(np.float64).mean(axis=0)
-    return middle
-
-
-def example_texts(examples: Sequence[Example], tokenizer: Any, template: Template) -> list[str]:
-    """Each example as the text that is trained on."""
-    return [one.text for one in render_examples(examples, tokenizer, template)]
-
-
-def _said(one: Rendered, eos: str) -> list[str]:
-    """What the assistant says in a text, turn by turn, without the EOS that a chat template writes."""
-    return [one.text[start:stop].removesuffix(eos) for start, stop in one.spans]
-
-
-def _likelihoods(what: str, scored: Sequence[Scored], size_in_bytes: int) -> list[tuple[str, float, str]]:
-    nats = -sum(entry.log_likelihood for entry in scored)
-    per_token = nats / sum(entry.tokens for entry in scored)
+def _likelihoods(what: str, nats: np.ndarray, tokens: np.ndarray, sizes: np.ndarray) -> list[Measured]:
+    if not sizes.any():
+        raise ValueError(f"no {what} has any text, so that there are no bits per byte")
+    per_token = float(nats.sum() / tokens.sum())
+    bits = nats / math.log(2)
+    known = sizes > 0
     return [
-        (f"{what}_nll_per_token", per_token, "nats per token"),
-        (f"{what}_perplexity", math.exp(per_token), "1"),
-        (f"{what}_bits_per_byte", nats / math.log(2) / size_in_bytes, "bits per byte"),
+        Measured(f"{what}_nll_per_token", per_token, "nats per token"),
+        *spread(f"{what}_nll_per_token", nats / tokens, "nats per token"),
+        Measured(f"{what}_perplexity", _perplexity(per_token), "1"),
+        Measured(f"{what}_bits_per_byte", float(bits.sum() / sizes.sum()), "bits per byte"),
+        *spread(f"{what}_bits_per_byte", bits[known] / sizes[known], "bits per byte"),
     ]
 
 
-def _properties(values: Sequence[tuple[str, float, str]], rows: int, about: str | None) -> pa.Table:
-    return pa.Table.from_pylist(
-        [{"property": name, "about": about, "value": value, "unit": unit, "n": rows} for name, value, unit in values],
-        schema=DATA_PROPERTIES,
-    )
+def _perplexity(nll_per_token: float) -> float | None:
+    """e to that; None where it is more than a number can be."""
+    return math.exp(nll_per_token) if nll_per_token < math.log(sys.float_info.max) else None

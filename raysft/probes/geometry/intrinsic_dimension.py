@@ -1,58 +1,135 @@
-"""Intrinsic dimension of pooled hidden states: TwoNN, MLE and Gride by scikit-dimension, layer by layer."""
+"""Intrinsic dimension of pooled hidden states, layer by layer: every estimate from one exact neighbour table."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import skdim.id
 
-from raysft.store.probe_schemas import INTRINSIC_DIMENSION
+from raysft.probes.geometry.estimators import deepest_order, estimates_of
+from raysft.probes.geometry.half_samples import depth_for_halves, intervals
+from raysft.probes.geometry.neighbours import Neighbours, neighbour_table
+from raysft.probes.geometry.spectrum import spectrum_estimates
+from raysft.spec.probes import IntrinsicDimensionProbe
+
+Rows = list[dict[str, Any]]
 
 
-def intrinsic_dimension(states: np.ndarray, neighbours: int, texts_of: str, repeated: int = 0) -> pa.Table:
-    """Estimates for each layer of `states`, fp32 (texts, layers + 1, width).
+@dataclass(frozen=True)
+class Texts:
+    """What a layer's points are of: the dataset, and how many texts were left out before because they were repeated."""
 
-    States of a layer that coincide are taken once, and counted with the `repeated` texts that were left out before: one
-    percent of exact duplicates is enough to send the MLE to zero. ValueError if a state is not finite or fewer than
-    neighbours + 2 distinct ones are left. A table of `schema.INTRINSIC_DIMENSION`.
+    dataset: str
+    repeated: int = 0
+
+
+@dataclass(frozen=True)
+class LayerGeometry:
+    """Rows of the schema `INTRINSIC_DIMENSION` of one layer, and the neighbours they were estimated from, by text."""
+
+    rows: Rows
+    neighbours: Neighbours
+
+
+def layer_estimates(
+    points: np.ndarray,
+    layer: int,
+    layers: int,
+    probe: IntrinsicDimensionProbe,
+    texts: Texts,
+    table_of: Callable[[np.ndarray, int], Neighbours] = neighbour_table,
+) -> LayerGeometry:
+    """Estimates for hidden state `layer` of a model with `layers` layers; `points` fp32 or fp64 (texts, width).
+
+    `table_of` makes the neighbour table of points, with so many neighbours of each, where and how the caller likes.
+    Points that coincide are taken once, and counted with the texts that were left out before: one percent of exact
+    duplicates is enough to send scikit-dimension's MLE to zero.
+
+    Raises:
+        ValueError: a point is not finite, there are fewer than neighbours + 2 distinct ones, or an estimator of
+            scikit-dimension fails; the message starts with the layer.
     """
-    if not np.isfinite(states).all():
-        raise ValueError("hidden states are not all finite")
-    layers = states.shape[1] - 1
+    distinct = _distinct(points, layer, probe.neighbours)
+    chosen = np.ascontiguousarray(points[distinct])
+    table = table_of(chosen, min(_depth(probe), len(chosen) - 1))
+    common = {
+        "texts_of": texts.dataset,
+        "layer": layer,
+        "depth": layer / layers if layers else 0.0,
+        "n": len(chosen),
+        "duplicates": texts.repeated + len(points) - len(chosen),
+    }
+    rows = [*_from_table(table, probe), *_from_sample(chosen, layer, probe)]
+    found = table.first(probe.neighbours)
+    return LayerGeometry([{**common, **row} for row in rows], Neighbours(found.indices, found.distances, distinct))
+
+
+def _distinct(points: np.ndarray, layer: int, neighbours: int) -> np.ndarray:
+    """Indices of the first of each set of equal points, ascending."""
+    finite = np.isfinite(points).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"layer {layer}: hidden states of {int((~finite).sum())} of {len(points)} texts are not all finite, the "
+            f"first of them text {int(np.argmin(finite))}"
+        )
+    # Adding 0 makes -0 and 0 the same bytes; rows are then compared as bytes, which is far quicker than by entry.
+    row_bytes = np.dtype((np.void, points.dtype.itemsize * points.shape[1]))
+    _, first = np.unique(np.ascontiguousarray(points + 0.0).view(row_bytes).ravel(), return_index=True)
+    if len(first) < neighbours + 2:
+        raise ValueError(
+            f"layer {layer}: {len(first)} distinct states among {len(points)} texts, {neighbours + 2} are needed for "
+            f"{neighbours} neighbours"
+        )
+    return np.sort(first)
+
+
+def _depth(probe: IntrinsicDimensionProbe) -> int:
+    deepest = deepest_order(probe.neighbours, probe.mle_k)
+    return max(probe.neighbours, depth_for_halves(deepest) if probe.half_samples else deepest)
+
+
+def _from_table(table: Neighbours, probe: IntrinsicDimensionProbe) -> Rows:
+    estimates = estimates_of(table.distances, probe.neighbours, probe.mle_k)
+    spans = {}
+    if probe.half_samples:
+        spans = intervals(table, estimates, probe.neighbours, probe.mle_k, probe.half_samples, probe.seed)
     rows = []
-    for layer in range(layers + 1):
-        points = np.unique(states[:, layer].astype(np.float64), axis=0)
-        if len(points) < neighbours + 2:
-            raise ValueError(
-                f"layer {layer}: {len(points)} distinct states among {len(states)} texts, {neighbours + 2} are needed "
-                f"for {neighbours} neighbours"
-            )
-        points -= points.mean(axis=0)
-        for estimator, scale, value in _estimates(points, neighbours):
-            rows.append(
-                {
-                    "texts_of": texts_of,
-                    "layer": layer,
-                    "depth": layer / layers if layers else 0.0,
-                    "estimator": estimator,
-                    "scale": scale,
-                    "value": value if math.isfinite(value) else None,
-                    "n": len(points),
-                    "duplicates": repeated + len(states) - len(points),
-                }
-            )
-    return pa.Table.from_pylist(rows, schema=INTRINSIC_DIMENSION)
+    for (estimator, scale), value in estimates.items():
+        low, high = spans.get((estimator, scale), (math.nan, math.nan))
+        numbers = {"value": _number(value), "low": _number(low), "high": _number(high)}
+        rows.append({"estimator": estimator, "scale": scale, **numbers})
+    return rows
 
 
-def _estimates(points: np.ndarray, neighbours: int) -> Iterator[tuple[str, int, float]]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-dimension warns of its own defaults
-        yield "twonn", 2, float(skdim.id.TwoNN().fit(points).dimension_)
-        yield "mle", neighbours, float(skdim.id.MLE().fit(points, n_neighbors=neighbours, comb="mle").dimension_)
-        gride = skdim.id.GRIDE(multiscale=True, range_max=neighbours).fit(points)
-    for order, value in zip(gride.scales_, gride.dimension_scales_, strict=True):
-        yield "gride", 2 * int(order), float(value)
+def _from_sample(points: np.ndarray, layer: int, probe: IntrinsicDimensionProbe) -> Rows:
+    """Spectrum and further estimators, on one random sample of the points, in fp64 and centred: their cost grows with
+    the cube of its size, and would be most of a layer's."""
+    size = min(probe.sample, len(points))
+    chosen = np.sort(np.random.default_rng(probe.seed).permutation(len(points))[:size])
+    sample = points[chosen].astype(np.float64)
+    sample -= sample.mean(axis=0)
+    values = spectrum_estimates(sample)
+    values |= {name: _fitted(name, sample, layer, probe.seed) for name in probe.estimators}
+    return [{"estimator": name, "scale": 0, "value": _number(value), "n": size} for name, value in values.items()]
+
+
+def _fitted(name: str, sample: np.ndarray, layer: int, seed: int) -> float:
+    estimator = getattr(skdim.id, name)()
+    if "random_state" in estimator.get_params():
+        estimator.set_params(random_state=seed)
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")  # scikit-dimension warns of its own defaults
+            return float(estimator.fit(sample).dimension_)
+    except (ValueError, ArithmeticError, IndexError, np.linalg.LinAlgError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"layer {layer}: scikit-dimension's {name} on {len(sample)} points: {reason}") from error
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None

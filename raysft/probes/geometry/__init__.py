@@ -1,0 +1,1 @@
+"""Neighbours of hidden states, and the intrinsic dimensions estimated from them."""
