@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -228,27 +229,45 @@ def reduce(sweep: SweepFile, storage: StorageOption = None, as_json: JsonOption 
             console.print(f"left out: {line}")
 
 
+def _no_nan(value: float | None) -> float | None:
+    if value is not None and math.isnan(value):
+        raise typer.BadParameter("nan; valid: nats, at most 0")
+    return value
+
+
+ClipOption = Annotated[
+    float | None,
+    typer.Option(
+        "--clip-below",
+        max=0.0,
+        callback=_no_nan,
+        help="Nats below which the map cuts log-likelihoods off, in place of their 2% quantile: `clipped_below` of the "
+        "map that distances are to compare with.",
+    ),
+]
+
+
 @app.command()
-def study(sweep: SweepFile, storage: StorageOption = None) -> None:
+def study(sweep: SweepFile, storage: StorageOption = None, clip_below: ClipOption = None) -> None:
     """Compute the statistics of the tables into study/ (run `reduce` first)."""
     with user_errors():
         loaded = load_sweep(sweep, storage)
         from raysft.publish import make_study
 
         opened = _with_tables(loaded)
-        make_study(opened)
+        make_study(opened, clip_below)
         console.print(f"Study: {opened.path('study')}")
 
 
 @app.command()
-def report(sweep: SweepFile, storage: StorageOption = None) -> None:
+def report(sweep: SweepFile, storage: StorageOption = None, clip_below: ClipOption = None) -> None:
     """Draw the study as one HTML page, with figures and their data beside it (run `reduce` first)."""
     with user_errors():
         loaded = load_sweep(sweep, storage)
         from raysft.publish import make_report
 
         opened = _with_tables(loaded)
-        make_report(opened, loaded.name)
+        make_report(opened, loaded.name, clip_below)
         console.print(f"Report: {opened.path('report', 'report.html')}")
 
 

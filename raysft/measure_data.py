@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -33,23 +34,36 @@ from raysft.spec.templates import training_template
 STAGES = ("text_statistics", "perplexity", "similarity", "sentence_similarity")
 
 Source = tuple[str, str]  # what texts are of, and its name: ("dataset", "alpaca")
+Need = tuple[str, Source]  # how texts are read, and which: ("layers", ("dataset", "alpaca"))
 Found = TypeVar("Found")
 
 
 class SharedReadings:
-    """What several works need, each made once. `users` says how many works are to ask for it."""
+    """What works need, each made once and held until the last of them is over. `users` says how many they are."""
 
-    def __init__(self, users: Mapping[tuple[str, Source], int]) -> None:
+    def __init__(self, users: Mapping[Need, int]) -> None:
         self._users = users
-        self._made: dict[tuple[str, Source], tuple[Any, float]] = {}
+        self._left = Counter(users)
+        self._made: dict[Need, tuple[Any, float]] = {}
+        self._refused: dict[Need, ValueError] = {}
         self._beside = 0.0  # seconds: shares of what the work in hand has asked for, less what it made itself
 
     def get(self, how: str, source: Source, make: Callable[[], Found]) -> Found:
-        """What was made of `source` in this way, now or before. What raises is tried again by the next who asks."""
+        """What was made of `source` in this way, now or before.
+
+        A ValueError is of the texts and the model, and is raised again for the next who asks; another error, such as
+        one of memory, may not come again, and the next one tries.
+        """
         name = (how, source)
+        if name in self._refused:
+            raise copy(self._refused[name])
         if name not in self._made:
             started = time.perf_counter()
-            found = make()
+            try:
+                found = make()
+            except ValueError as error:
+                self._refused[name] = copy(error)  # without the traceback, which holds tensors
+                raise
             seconds = time.perf_counter() - started
             self._made[name] = found, seconds
             self._beside -= seconds
@@ -60,6 +74,14 @@ class SharedReadings:
     def begin(self) -> None:
         """Another work asks from here on."""
         self._beside = 0.0
+
+    def end(self, needs: Iterable[Need]) -> None:
+        """The work that had these needs is over; what no other one has is dropped."""
+        for name in needs:
+            self._left[name] -= 1
+            if self._left[name] <= 0:
+                self._made.pop(name, None)
+                self._refused.pop(name, None)
 
     def settled(self, elapsed: float) -> float:
         """Seconds of a work that took so many: of what it shares with others its share alone."""
@@ -85,7 +107,10 @@ class DataMeasures:
     def of(self, work: Work) -> pa.Table:
         """Measure one of the works."""
         self._shared.begin()
-        return self._measures[work.stage](work)
+        try:
+            return self._measures[work.stage](work)
+        finally:
+            self._shared.end(_needs(work))
 
     def settled(self, elapsed: float) -> float:
         """Seconds that the work just measured is charged with, of which `elapsed` went by."""
@@ -97,7 +122,7 @@ class DataMeasures:
     def _perplexity(self, work: Work) -> pa.Table:
         rows, reading = self._read(work.subject.dataset or "")
         assert isinstance(reading, Reading)
-        examples = example_table(rows, reading, self._base.tokenizer.eos_token)
+        examples = example_table(rows, reading, self._base.tokenizer)
         return data_properties(examples, rows.left_out)
 
     def _similarity(self, work: Work) -> pa.Table:
@@ -122,7 +147,7 @@ class DataMeasures:
             examples = self._examples(dataset)
             rows = fitting_rows(base.model, base.tokenizer, examples, template, training.max_length)
             read = read_rows if dataset in self._scored else centroid_of
-            return rows, read(base.model, rows.tokens, session.pad_id(base), training.token_budget)
+            return rows, read(base.model, rows.tokens, session.pad_id(base), training.token_budget, rows.places)
 
         return self._shared.get("layers", ("dataset", dataset), make)
 
@@ -173,7 +198,7 @@ class DataMeasures:
 _REFERENCE: Source = ("reference", "")
 
 
-def _needs(work: Work) -> Iterable[tuple[str, Source]]:
+def _needs(work: Work) -> Iterable[Need]:
     """What a work will ask `SharedReadings` for."""
     how = {"perplexity": "layers", "similarity": "layers", "sentence_similarity": "sentences"}.get(work.stage)
     if how is not None:

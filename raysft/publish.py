@@ -11,16 +11,16 @@ from raysft.store.layout import Storage
 from raysft.study.run import run_study
 
 
-def make_study(storage: Storage) -> None:
-    """Write `study/` from `tables/`."""
-    _with_local_folders(storage, "study", lambda root: run_study(root / "tables", root / "study"))
+def make_study(storage: Storage, clip_below: float | None = None) -> None:
+    """Write `study/` from `tables/`; `clip_below` as for `run_study`."""
+    _with_local_folders(storage, "study", lambda root: run_study(root / "tables", root / "study", clip_below))
 
 
-def make_report(storage: Storage, title: str) -> None:
-    """Write `study/` and `report/` from `tables/`."""
+def make_report(storage: Storage, title: str, clip_below: float | None = None) -> None:
+    """Write `study/` and `report/` from `tables/`; `clip_below` as for `run_study`."""
 
     def write(root: Path) -> None:
-        run_study(root / "tables", root / "study")
+        run_study(root / "tables", root / "study", clip_below)
         write_report(root / "tables", root / "study", root / "report", title)
 
     _with_local_folders(storage, "report", write)

@@ -21,7 +21,6 @@ from raysft.spec.plan import Plan, Unit, Work, divergence_work, make_plan
 from raysft.spec.sweep import Sweep
 from raysft.store.layout import DamagedError, Storage
 from raysft.store.lease import DRIVER
-from raysft.store.probe_schemas import SKETCHES
 from raysft.store.results import conform, read_failures, read_result, result_path
 from raysft.store.schema import DIVERGED, IDENTITY, SCORE_COLUMNS, TABLES
 
@@ -60,39 +59,50 @@ def reduce_sweep(sweep: Sweep, storage: Storage) -> Reduced:
     plan = make_plan(sweep, storage)
     works = [work for work in plan.works() if plan.is_done(work)]
     unreadable: dict[str, str] = {path: f"{path}: truncated" for path in plan.damaged}
+    last = _last_measured(works)
 
-    def read(work: Work) -> pa.Table | None:
+    def read(work: Work) -> list[tuple[str, pa.Table]]:
         try:
-            return _without_early_sketches(work, read_result(storage, work.stage, work.key))
+            table = read_result(storage, work.stage, work.key)
         except DamagedError as error:
             unreadable[result_path(work.stage, work.key)] = str(error)
-            return None
+            return []
+        diverged, compared = work.subject.trial in plan.diverged, work.subject.epoch == last.get(work.subject.trial)
+        return [(name, _identified(name, work, part, diverged)) for name, part in _parts(work, table, compared)]
 
-    with ThreadPoolExecutor(_READERS) as pool:
-        results = [(work, table) for work, table in zip(works, pool.map(read, works), strict=True) if table is not None]
     parts: dict[str, list[pa.Table]] = {name: [] for name in TABLES}
-    for work, table in results:
-        for name, part in _parts(work, table):
-            parts[name].append(_identified(name, work, part, work.subject.trial in plan.diverged))
+    with ThreadPoolExecutor(_READERS) as pool:
+        for found in pool.map(read, works):
+            for name, part in found:
+                parts[name].append(part)
     failures = _failures(plan, storage)
     parts["failures"] = [failures]
-    parts["trials"] = [_trials(plan, dict(_training(results)), failures)]
+    parts["trials"] = [_trials(plan, _training(parts["training"]), failures)]
     rows = {}
     for name, schema in TABLES.items():
-        table = pa.concat_tables(parts[name] or [schema.empty_table()])
+        table = pa.concat_tables(parts.pop(name) or [schema.empty_table()])
         _write(storage, name, table)
         rows[name] = table.num_rows
     return Reduced(rows, tuple(sorted(unreadable.values())), tuple(sorted(unreadable)))
 
 
-def _parts(work: Work, table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-    """What one result gives to which table."""
+def _last_measured(works: Iterable[Work]) -> dict[str | None, int | None]:
+    """Trial -> the last epoch whose weights are among `works`: only updates of that one are compared with others."""
+    last: dict[str | None, int | None] = {}
+    for work in works:
+        if work.stage == "weight_change":
+            last[work.subject.trial] = max(last.get(work.subject.trial) or 0, work.subject.epoch or 0)
+    return last
+
+
+def _parts(work: Work, table: pa.Table, compared: bool) -> Iterator[tuple[str, pa.Table]]:
+    """What one result gives to which table; sketches of weights only if they are to be `compared`."""
     if work.stage in _TABLE_OF:
         yield _TABLE_OF[work.stage], table
     elif work.stage == "evaluate":
         yield "scores", table.select([field.name for field in SCORE_COLUMNS])
         yield "samples", _samples(table)
-    if work.stage == "weight_change" and table["sketch"].null_count < table.num_rows:
+    if work.stage == "weight_change" and compared:
         kept = pc.or_(pc.is_valid(table["sketch"]), pc.is_valid(table["left_directions"]))
         yield "weight_sketches", table.filter(kept)
     if work.stage == "perplexity":
@@ -107,16 +117,6 @@ def _parts(work: Work, table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
         "finished_at": metadata[b"finished_at"].decode(),
     }
     yield "costs", pa.Table.from_pylist([cost])
-
-
-def _without_early_sketches(work: Work, table: pa.Table) -> pa.Table:
-    """Weight changes without sketches, unless they are of a trial's last epoch: only those are compared."""
-    if work.stage != "weight_change" or work.subject.epoch == work.subject.epochs:
-        return table
-    for name in SKETCHES:
-        field = table.schema.field(name)
-        table = table.set_column(table.schema.get_field_index(name), field, pa.nulls(table.num_rows, field.type))
-    return table
 
 
 def _samples(table: pa.Table) -> pa.Table:
@@ -142,10 +142,13 @@ def _identified(name: str, work: Work, part: pa.Table, diverged: bool) -> pa.Tab
     return conform(pa.table(columns), TABLES[name]).replace_schema_metadata(None)
 
 
-def _training(results: Iterable[tuple[Work, pa.Table]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    for work, table in results:
-        if work.stage == "train" and work.subject.trial is not None:
-            yield work.subject.trial, table.to_pylist()
+def _training(tables: Iterable[pa.Table]) -> dict[str, list[dict[str, Any]]]:
+    """Trial -> its epochs, of rows of the table `training`."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for table in tables:
+        for row in table.to_pylist():
+            found.setdefault(row["trial"], []).append(row)
+    return found
 
 
 def _failures(plan: Plan, storage: Storage) -> pa.Table:

@@ -47,8 +47,8 @@ PARTS = pa.schema(
     [
         ("key", pa.string()),
         ("part", pa.string()),
-        ("texts", pa.int64()),
-        ("dropped", pa.int64()),
+        ("texts", pa.list_(pa.int32())),
+        ("dropped", pa.list_(pa.int32())),
         ("seconds", pa.float64()),
         ("error", pa.string()),
         ("traceback", pa.string()),
@@ -192,7 +192,8 @@ def write_states(block: pa.Table, storage: str) -> pa.Table:
 
 def part_facts(rows: pa.Table) -> dict[str, Any]:
     """What a part holds, from its columns `text`, `dropped` and `seconds`."""
-    return {"texts": len(rows), "dropped": pc.sum(rows["dropped"]).as_py(), "seconds": pc.sum(rows["seconds"]).as_py()}
+    dropped = rows["text"].filter(rows["dropped"]).to_pylist()
+    return {"texts": rows["text"].to_pylist(), "dropped": dropped, "seconds": pc.sum(rows["seconds"]).as_py()}
 
 
 @functools.cache

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+import torch
 
 from raysft.cluster.embedder import LAYER
 from raysft.cluster.neighbours import sharded_neighbour_table
@@ -34,7 +36,7 @@ def estimate(uri: str, works: Sequence[Work], probe: IntrinsicDimensionProbe, gp
     """Make and commit what is asked of one subject's embeddings; the failures' records, if it cannot be done."""
     storage, started = open_storage(uri), time.perf_counter()
     try:
-        tables = _tables(storage, works, probe)
+        tables = _tables(storage, works, probe, gpus)
     except Exception as error:  # noqa: BLE001  whatever it is, it is recorded and the other subjects go on
         return [record_failure(storage, work.stage, work.key, error, work.subject.as_row()) for work in works]
     seconds = (time.perf_counter() - started) / len(works)
@@ -44,15 +46,18 @@ def estimate(uri: str, works: Sequence[Work], probe: IntrinsicDimensionProbe, gp
     return []
 
 
-def _tables(storage: Storage, works: Sequence[Work], probe: IntrinsicDimensionProbe) -> dict[str, pa.Table]:
+def _tables(
+    storage: Storage, works: Sequence[Work], probe: IntrinsicDimensionProbe, gpus: float = 0.0
+) -> dict[str, pa.Table]:
     """Stage -> payload, of the works on one subject."""
     dataset, folder = works[0].about or "", embeddings_folder(works[0].source or "")
     before = _Before(storage, next((work.before for work in works if work.subject.trial is not None), None))
-    texts = Texts(dataset, read_manifest(storage, folder)["duplicates"])
+    texts = Texts(dataset, read_manifest(storage, folder)["duplicates"], works[0].before)
+    first = 0 if probe.pooling == "mean" else 1  # of one token, hidden state 0 says only which token it is
     rows: list[dict[str, Any]] = []
     neighbours = [NEIGHBOURS.empty_table()]
-    for layer, layers, indices, points in _layers(storage, folder):
-        found = layer_estimates(points, layer, layers, probe, texts, _table_of)
+    for layer, layers, indices, points in _layers(storage, folder, first):
+        found = layer_estimates(points, layer, layers, probe, texts, partial(_table_of, gpus))
         table = replace(found.neighbours, texts=indices[found.neighbours.texts]).first(probe.overlap_k)
         rows += found.rows
         neighbours.append(_as_table(layer, table))
@@ -63,23 +68,23 @@ def _tables(storage: Storage, works: Sequence[Work], probe: IntrinsicDimensionPr
     return {"intrinsic_dimension": estimates, "neighbours": pa.concat_tables(neighbours)}
 
 
-def _table_of(points: np.ndarray, k: int) -> Neighbours:
+def _table_of(gpus: float, points: np.ndarray, k: int) -> Neighbours:
     """The table on this task's GPU; or on its CPUs, with the help of others where there are many points."""
-    device = pick_device()
+    device = pick_device() if gpus > 0 else torch.device("cpu")
     if device.type == "cpu" and len(points) > _SHARD:
         shards = [ray.put(points[start : start + _SHARD]) for start in range(0, len(points), _SHARD)]
         return sharded_neighbour_table(shards, k)
     return neighbour_table(points, k, str(device))
 
 
-def _layers(storage: Storage, folder: str) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
-    """(layer, the last layer, indices of texts, their hidden states fp32 (texts, width)), one layer at a time."""
+def _layers(storage: Storage, folder: str, first: int) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+    """(layer, the last layer, indices of texts, their hidden states fp32 (texts, width)), from layer `first` on."""
     about = read_parts(storage, folder, ["text", "dropped"])
     texts, dropped = about["text"].to_numpy(), about["dropped"].to_numpy()
-    order = np.argsort(texts)
+    _, order = np.unique(texts, return_index=True)  # ascending; a text may be in two parts
     order = order[~dropped[order]]
     columns = [name for name in part_columns(storage, folder) if name.startswith(LAYER)]
-    for layer, name in enumerate(sorted(columns)):
+    for layer, name in list(enumerate(sorted(columns)))[first:]:
         states = read_parts(storage, folder, [name])[name].combine_chunks().to_numpy_ndarray()
         yield layer, len(columns) - 1, texts[order], states[order]
 
@@ -93,13 +98,19 @@ def _as_table(layer: int, table: Neighbours) -> pa.Table:
 
 
 class _Before:
-    """Neighbours of the same texts in the base, as `key` was committed; None of what was not."""
+    """Neighbours of the same texts in the base, committed as `key`; None is for the base itself.
+
+    FileNotFoundError where they are not there: once committed, a result is not made again when they are.
+    """
 
     def __init__(self, storage: Storage, key: str | None) -> None:
-        there = key is not None and storage.exists(result_path("neighbours", key))
-        self._table = read_result(storage, "neighbours", key) if there and key is not None else None
+        if key is not None and not storage.exists(result_path("neighbours", key)):
+            raise FileNotFoundError(
+                f"{result_path('neighbours', key)}: the base's neighbours of the texts are not there"
+            )
+        self._table = None if key is None else read_result(storage, "neighbours", key)
 
-    def overlap(self, layer: int, after: Neighbours, k: int) -> dict[str, float | None] | None:
+    def overlap(self, layer: int, after: Neighbours, k: int) -> dict[str, float | int | None] | None:
         """Columns of the row that says what of a layer's neighbourhoods was kept."""
         if self._table is None:
             return None
@@ -107,4 +118,5 @@ class _Before:
         texts = own["text"].to_numpy()
         nearest = own["neighbours"].combine_chunks().flatten().to_numpy().reshape(len(texts), -1)
         before = Neighbours(np.searchsorted(texts, nearest).astype(np.int32), np.zeros(nearest.shape), texts)
-        return {"value": neighbourhood_overlap(before, after, k), "low": None, "high": None}
+        both = len(np.intersect1d(texts, after.by_text()[0]))
+        return {"value": neighbourhood_overlap(before, after, k), "low": None, "high": None, "n": both}

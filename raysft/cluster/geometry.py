@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
 
-from raysft.cluster.embed import embed
+from raysft.cluster.embed import Subject, embed
 from raysft.cluster.estimate import estimate
-from raysft.cluster.subjects import subjects_of
+from raysft.cluster.subjects import is_there, subjects_of
 from raysft.spec.cost import geometry_shape
 from raysft.spec.plan import Plan, Work
 from raysft.store.checkpoints import delete_folder
@@ -18,37 +18,75 @@ from raysft.store.results import record_failure
 
 Watch = Callable[[str], None]
 
+_HELD = 64 << 30  # bytes of embeddings in the storage at a time
+
 
 def run_geometry(plan: Plan, storage: Storage, watch: Watch = lambda _: None) -> list[dict[str, Any]]:
-    """Embed and estimate everything the plan misses; returns the failures, which are recorded in the storage."""
-    works = plan.missing_geometry()
+    """Embed and estimate everything the plan misses; returns the failures, which are recorded in the storage.
+
+    The storage holds the embeddings of one portion of the subjects at a time. Trials that are not trained are left out.
+    """
+    forget_embeddings(plan, storage)
+    works = _can_be_made(plan)
+    failures: list[dict[str, Any]] = []
+    there = {source: is_there(storage, source) for source in dict.fromkeys(work.source or "" for work in works)}
+    ready = [work for work in works if there[work.source or ""]]
+    # Checkpoints are compared with what their base has, and so come after it.
+    failures += _estimates(plan, storage, [work for work in ready if _is_base(work)], watch)
+    to_embed = [work for work in works if not there[work.source or ""]]
+    for shape, subjects in subjects_of(plan, storage, to_embed, failures):
+        for portion in _portions(subjects, shape):
+            watch(f"embedding {sum(len(subject.texts) for subject in portion)} texts of {len(portion)} subjects")
+            failures += embed(plan.sweep, storage, portion, shape)
+            done = {subject.job.key for subject in portion} - {failure["key"] for failure in failures}
+            failures += _estimates(plan, storage, [work for work in works if work.source in done], watch)
+    return failures + _estimates(plan, storage, [work for work in ready if not _is_base(work)], watch)
+
+
+def forget_embeddings(plan: Plan, storage: Storage) -> None:
+    """Delete the plan's embeddings of which nothing is to be made any more, unless they are to be kept."""
+    probe = plan.sweep.probes.intrinsic_dimension
+    if probe is None or probe.keep_embeddings:
+        return
+    needed = {work.source for work in plan.missing_geometry()}
+    there = set(storage.names("embeddings")) if storage.exists("embeddings") else set()
+    for work in plan.geometry:
+        if work.stage == "embed" and work.key in there - needed:
+            delete_folder(storage, embeddings_folder(work.key))
+
+
+def _can_be_made(plan: Plan) -> list[Work]:
+    """What is missing of bases, and of trials whose training is done."""
+    trained = {
+        work.subject.trial for unit in plan.units for work in unit.works if work.stage == "train" and plan.is_done(work)
+    }
+    return [work for work in plan.missing_geometry() if _is_base(work) or work.subject.trial in trained]
+
+
+def _is_base(work: Work) -> bool:
+    return work.subject.trial is None
+
+
+def _portions(subjects: Sequence[Subject], shape: tuple[int, int]) -> Iterator[list[Subject]]:
+    """Subjects model by model, each base before its checkpoints, as many at a time as `_HELD` bytes have room for."""
+    models = list(dict.fromkeys(subject.job.model for subject in subjects))
+    portion: list[Subject] = []
+    held = 0
+    for subject in sorted(subjects, key=lambda one: (models.index(one.job.model), not _is_base(one.work))):
+        size = 4 * shape[0] * shape[1] * len(subject.texts)
+        if portion and held + size > _HELD:
+            yield portion
+            portion, held = [], 0
+        portion.append(subject)
+        held += size
+    if portion:
+        yield portion
+
+
+def _estimates(plan: Plan, storage: Storage, works: Sequence[Work], watch: Watch) -> list[dict[str, Any]]:
+    """Make what is asked of embeddings that are there, bases first, and delete those of which all was made."""
     if not works:
         return []
-    failures = _embed_missing(plan, storage, works, watch)
-    failed = {failure["key"] for failure in failures}
-    ready = [work for work in works if work.source not in failed]
-    failures += _estimate_all(plan, ready, watch)
-    failed = {failure["key"] for failure in failures}
-    probe = plan.sweep.probes.intrinsic_dimension
-    assert probe is not None
-    if not probe.keep_embeddings:
-        kept = {work.source for work in ready if work.key in failed}
-        for source in dict.fromkeys(work.source or "" for work in ready):
-            if source not in kept:
-                delete_folder(storage, embeddings_folder(source))
-    return failures
-
-
-def _embed_missing(plan: Plan, storage: Storage, works: list[Work], watch: Watch) -> list[dict[str, Any]]:
-    failures: list[dict[str, Any]] = []
-    for shape, subjects in subjects_of(plan, storage, works, failures):
-        watch(f"embedding {sum(len(subject.texts) for subject in subjects)} texts of {len(subjects)} subjects")
-        failures += embed(plan.sweep, storage, subjects, shape)
-    return failures
-
-
-def _estimate_all(plan: Plan, works: Sequence[Work], watch: Watch) -> list[dict[str, Any]]:
-    """Estimates of all sources: bases first, for checkpoints are compared with their neighbours there."""
     probe = plan.sweep.probes.intrinsic_dimension
     assert probe is not None
     shape = geometry_shape(plan.sweep, "intrinsic_dimension")
@@ -58,11 +96,16 @@ def _estimate_all(plan: Plan, works: Sequence[Work], watch: Watch) -> list[dict[
     for is_base in (True, False):
         sources: dict[str, list[Work]] = {}
         for work in works:
-            if (work.subject.trial is None) == is_base:
+            if _is_base(work) == is_base:
                 sources.setdefault(work.source or "", []).append(work)
         waiting = {task.remote(plan.sweep.storage, own, probe, shape.gpus): own for own in sources.values()}
         failures += [failure for done in waiting for failure in _outcome(plan, done, waiting[done])]
-    watch(f"estimated {sum(work.stage == 'intrinsic_dimension' for work in works)} intrinsic dimensions")
+    failed = {failure["key"] for failure in failures}
+    made = [work for work in works if work.stage == "intrinsic_dimension" and work.key not in failed]
+    watch(f"estimated {len(made)} intrinsic dimensions")
+    kept = {work.source for work in works if work.key in failed}
+    for source in {work.source or "" for work in works} - kept if not probe.keep_embeddings else ():
+        delete_folder(storage, embeddings_folder(source))
     return failures
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from raysft.cluster.connect import connected
-from raysft.cluster.geometry import run_geometry
+from raysft.cluster.geometry import forget_embeddings, run_geometry
 from raysft.cluster.metrics import exported_metrics
 from raysft.cluster.retries import UnitDeath
 from raysft.cluster.sweep import SweepOutcome, UnitOutcome, Watcher, run_sweep
@@ -69,6 +69,7 @@ def _run_missing(
         say(f"{path}: truncated; moved aside, to be redone")
     set_aside(storage, plan.damaged)
     units, geometry = plan.missing_units(), plan.missing_geometry()
+    forget_embeddings(plan, storage)
     if not units and not geometry:
         say("No result is missing, but the tables are of another version of this sweep")
         return RunResult(0, tuple(reduce_and_report(sweep, storage, say)), report)
@@ -91,7 +92,7 @@ def _run_missing(
 def run_geometry_only(sweep: Sweep, address: str | None = None, say: Say = print) -> tuple[str, ...]:
     """Embed and estimate what a finished or running sweep has checkpoints for; a line for each failure."""
     storage = open_storage(sweep.storage)
-    with connected(address):
+    with driving(storage, sweep.name, text_digest(resolved_yaml(sweep)), say), connected(address):
         failed = run_geometry(make_plan(sweep, storage), storage, say)
     return tuple(f"{failure['stage']} {failure['key']}: {failure['message']}" for failure in failed)
 

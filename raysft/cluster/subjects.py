@@ -22,14 +22,12 @@ from raysft.store.results import record_failure
 def subjects_of(
     plan: Plan, storage: Storage, works: Iterable[Work], failures: list[dict[str, Any]]
 ) -> list[tuple[tuple[int, int], list[Subject]]]:
-    """(shape of hidden states, subjects of that shape) of the works whose embeddings are not in the storage; those of
-    one base are next to each other. What cannot be embedded is recorded, and added to `failures`."""
+    """(shape of hidden states, subjects of that shape) of works whose embeddings are to be made. What cannot be is
+    recorded, and added to `failures`."""
     streams: dict[tuple[int, int], list[Subject]] = {}
     trials = {trial.key: trial for trial in plan.trials}
     examples: dict[tuple[str, int | None], list[Example]] = {}
     for source, work in {work.source or "": work for work in works}.items():
-        if sound_folder(storage, embeddings_folder(source)) is not None:
-            continue
         embedding = replace(work, stage="embed", key=source)
         try:
             job = _job(plan, trials, work)
@@ -39,10 +37,17 @@ def subjects_of(
             data = (work.about or "", work.subject.size)
             if data not in examples:
                 examples[data] = load_examples(plan.sweep, plan.sweep.dataset(data[0]), data[1])
-            streams.setdefault(shape, []).append(_subject(plan.sweep, embedding, job, examples[data]))
+            subject = _subject(plan.sweep, embedding, job, examples[data])
+            streams.setdefault(shape, []).append(subject)
         except (ValueError, OSError) as error:
             failures.append(record_failure(storage, "embed", source, error, work.subject.as_row()))
     return list(streams.items())
+
+
+def is_there(storage: Storage, source: str) -> bool:
+    """Whether embeddings are in the storage; on a local one, sound to the last byte."""
+    folder = embeddings_folder(source)
+    return sound_folder(storage, folder) is not None if storage.is_local else is_complete(storage, folder)
 
 
 def _job(plan: Plan, trials: Mapping[str, Trial], work: Work) -> EmbedJob:

@@ -35,8 +35,9 @@ FORMATS = (".json", ".jsonl", ".jsonl.gz", ".parquet", ".csv")
 def load_examples(sweep: Sweep, dataset: DatasetSpec, size: int | None) -> list[Example]:
     """The training examples of a trial: the first `size` rows (of each member) in a fixed random order; None = all.
 
-    The order depends on the dataset's content alone, so a smaller sample is the beginning of a larger one, and every
-    model, method and seed sees the same rows. Raises SpecError for a missing file, a bad row, or too few rows.
+    The order depends on the dataset's content alone, so that every model, method and seed sees the same rows and a
+    smaller sample is the beginning of a larger one; of a mixture, each member's is. Raises SpecError for a missing
+    file, a bad row, or too few rows.
     """
     if dataset.mixture is not None:
         members = [load_examples(sweep, sweep.dataset(name), size) for name in dataset.mixture.members]

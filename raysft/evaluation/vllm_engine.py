@@ -11,7 +11,6 @@ import os
 import re
 import select
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -25,13 +24,13 @@ from typing import Any
 from safetensors import SafetensorError
 
 from raysft.evaluation.generation import Wanted
+from raysft.evaluation.process_group import end_group
 from raysft.spec.mistakes import shown
 from raysft.spec.vllm import VllmSpec
 
 _WORKER = Path(__file__).with_name("vllm_worker.py")
 _SILENCE_S = 1800.0  # without a word from the process: it loads and compiles a model in this time, or it hangs
 _LOOK_S = 1.0  # how often it is looked at whether it still lives
-_END_S = 60.0  # from SIGKILL to the end of a process
 _LOG_END = 1 << 16  # bytes of the log in which its last error is looked for
 _IN_FLIGHT = 1024  # requests with the engine; more wait here, where they are small
 _TOGETHER = 64  # of them, handed over in one go
@@ -108,7 +107,7 @@ class VllmEngine:
                     start_new_session=True,
                 )
             self._send({"folder": str(self.folder), "arguments": arguments})
-            self.about: dict[str, Any] = self._receive()["ready"]
+            self._receive()  # that it is ready
             for weights in self.folder.glob("*.safetensors"):  # they are in its memory now
                 weights.unlink()
         except BaseException:
@@ -131,18 +130,18 @@ class VllmEngine:
         return None if self._process is None else self._process.pid
 
     def end(self) -> None:
-        """End the process and what it started, and remove its folder."""
+        """End the process and what it started, which have then let go of their GPUs, and remove its folder.
+
+        VllmError for one that goes on.
+        """
         process, self._process = self._process, None
-        if process is not None:
-            # Before it is waited for, so that the number is still its own.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            for stream in (process.stdin, process.stdout):
-                assert stream is not None
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
-            process.wait(_END_S)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            if process is not None:
+                end_group(process)
+        except TimeoutError as error:
+            raise VllmError(f"vLLM does not end: {error}") from error
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def score(self, requests: Sequence[tuple[list[int], int]]) -> list[tuple[float, bool]]:
         """Of each (tokens, count): log-likelihood of the last `count` in nats, and whether each was the likeliest."""

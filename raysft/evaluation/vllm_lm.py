@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from raysft.evaluation.templated_lm import Templated
 from raysft.evaluation.token_lm import Pair, TokenLM, changing
 from raysft.evaluation.vllm_engine import Sampled, VllmEngine, VllmError
 from raysft.models.plain_weights import save_plain
+from raysft.spec.keys import canonical_json, text_digest
 from raysft.spec.vllm import VllmSpec
 
 _SPARE = 0.1  # of the free memory: what vLLM does not count as its own
@@ -26,6 +27,7 @@ _SPARE = 0.1  # of the free memory: what vLLM does not count as its own
 # Of lm-eval's settings of a generation, those that both backends have, by the name that vLLM has for them.
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _ASKED = {"until", "max_gen_toks", "do_sample", *_SAMPLING}
+_SEED_DIGITS = 7  # hexadecimal: a number that every sampler takes
 _TOP_K = 50  # of `transformers`, where nothing else is said
 
 
@@ -98,7 +100,7 @@ class VllmLM(TokenLM):
     def __init__(self, served: Served, tokenizer: Any, batch_size: int, layouts: Layouts | None = None) -> None:
         super().__init__(served.model, tokenizer, batch_size, layouts)
         self._served = served
-        self._seeds = itertools.count(SEED)
+        self._seeds: Iterator[int] = iter(())
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-likelihood, whether it is the greedy continuation) of each (context, continuation)."""
@@ -111,6 +113,11 @@ class VllmLM(TokenLM):
         windows, counts = self._layouts.get(("windows", *self._about), texts, lambda: self._windows(texts))
         scores = iter(self._scored(windows))
         return [sum(next(scores)[0] for _ in range(count)) for count in counts]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Text generated after each context, up to its stop sequences."""
+        self._seeds = _seeds(requests)
+        return super().generate_until(requests, disable_tqdm)
 
     @property
     def _about(self) -> tuple[Any, ...]:
@@ -127,7 +134,9 @@ class VllmLM(TokenLM):
         return self._engine(max(len(tokens) for tokens, _ in asked)).score(asked) if asked else []
 
     def _wanted(self, context: str, options: dict[str, Any]) -> tuple[Sampled, list[str]]:
-        """A generation with its stop sequences. ValueError for one that vLLM, or this model, cannot do."""
+        """A generation with its stop sequences, of the requests in turn. ValueError for one that vLLM, or this model,
+        cannot do."""
+        seed = next(self._seeds)
         kwargs = self._generation_kwargs(options)
         settings = changing({**self._changing, **kwargs})
         if unknown := sorted(settings.keys() - _ASKED):
@@ -138,13 +147,13 @@ class VllmLM(TokenLM):
         if kwargs["max_gen_toks"] >= self.max_length:
             raise ValueError(f"max_gen_toks is {kwargs['max_gen_toks']}, and the model takes {self.max_length} tokens")
         row, stops = self._row(context, kwargs)
-        return Sampled(row.context, row.most, row.is_over, sampling=self._sampling(settings)), stops
+        return Sampled(row.context, row.most, row.is_over, sampling=self._sampling(settings, seed)), stops
 
     def _generate(self, rows: Sequence[Wanted]) -> None:
         sampled = [row for row in rows if isinstance(row, Sampled)]
         self._engine(max(len(row.context) + row.most for row in sampled)).generate(sampled)
 
-    def _sampling(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def _sampling(self, settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """Arguments of SamplingParams, of which those that are not given are as `transformers` has them."""
         penalty = {name: settings[name] for name in ("repetition_penalty",) if name in settings}
         if not settings.get("do_sample"):
@@ -155,7 +164,7 @@ class VllmLM(TokenLM):
         for name, otherwise in usual.items():
             configured = getattr(config, name, None)
             drawn[name] = settings.get(name, otherwise if configured is None else configured)
-        return {**drawn, **penalty, "seed": next(self._seeds)}
+        return {**drawn, **penalty, "seed": seed}
 
     def _engine(self, longest: int) -> VllmEngine:
         """The process, for requests of `longest` tokens, which one of a scored text may have more than the model."""
@@ -167,3 +176,13 @@ class VllmLM(TokenLM):
 
 class TemplatedVllmLM(Templated, VllmLM):
     """A `VllmLM` behind a template."""
+
+
+def _seeds(requests: Iterable[Instance]) -> Iterator[int]:
+    """A seed for each request: of its task, its context, and how often the task asked for that before. What a task is
+    given does then not depend on those that are asked beside it, which after a kill are others."""
+    asked: Counter[tuple[str | None, str]] = Counter()
+    for request in requests:
+        what = (request.task_name, request.args[0])
+        yield int(text_digest(canonical_json([SEED, *what, asked[what]]))[:_SEED_DIGITS], 16)
+        asked[what] += 1

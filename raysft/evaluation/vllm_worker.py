@@ -4,7 +4,7 @@ Run by `raysft.evaluation.vllm_engine` as a file, by an interpreter that may hav
 only the standard library and vLLM. It knows no tokenizer; whoever asks decides from the tokens when an answer is over.
 
 Protocol. Lines of JSON. The first, on standard input, says how to start: {"folder", "arguments"} of `vllm.LLM`. The
-answer is {"ready": {...}} or {"failed": why}. Then come any number of
+answer is {"ready": true} or {"failed": why}. Then come any number of
 
     {"score": [[id, tokens, count], ...]}        the log-likelihood of the last `count` tokens behind the others
     {"generate": [[id, tokens, sampling], ...]}  what goes on from tokens; `sampling` are arguments of SamplingParams
@@ -166,16 +166,15 @@ class Score:
         self.is_greedy &= own >= max(one.logprob for one in likelihoods.values())
 
 
-def start(message: dict[str, Any]) -> tuple[Worker, dict[str, Any]]:
-    """The engine on the weights of a folder, and what there is to say of it."""
+def start(message: dict[str, Any]) -> Worker:
+    """The engine on the weights of a folder."""
     os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
     import vllm
     from vllm.sampling_params import RequestOutputKind
 
     sampling = partial(vllm.SamplingParams, detokenize=False, output_kind=RequestOutputKind.DELTA)
     llm = vllm.LLM(model=message["folder"], skip_tokenizer_init=True, generation_config="vllm", **message["arguments"])
-    worker = Worker(llm.llm_engine, sampling)
-    return worker, {"version": str(vllm.__version__), "caches": worker.caches}
+    return Worker(llm.llm_engine, sampling)
 
 
 def main() -> None:
@@ -191,8 +190,8 @@ def main() -> None:
     inbox = Inbox(sys.stdin)
     inbox.start()
     try:
-        worker, about = start(inbox.take(waits=True)[0])
-        say({"ready": about})
+        worker = start(inbox.take(waits=True)[0])
+        say({"ready": True})
         while True:
             refused = [one for message in inbox.take(waits=not worker.is_busy) for one in worker.take(message)]
             said = {"refused": refused, **worker.step()}

@@ -162,6 +162,7 @@ def _full(base: Base, method: MethodSpec, layers: list[int]) -> Tuned:
 
 def _lora(base: Base, method: MethodSpec, layers: list[int], seed: int) -> Tuned:
     torch.manual_seed(seed)
+    tied = _tied(base.model)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=method.rank,
@@ -176,11 +177,30 @@ def _lora(base: Base, method: MethodSpec, layers: list[int], seed: int) -> Tuned
         tuned = Tuned(base, method, get_peft_model(base.model, config))
     except ValueError as error:
         raise ValueError(f"methods.{method.name}.targets: {' '.join(str(error).split())}") from error
+    shared = [name for name, _ in tuned.lora_modules() if f"{name}.weight" in tied]
+    if shared:
+        tuned.detach()
+        raise ValueError(
+            f"methods.{method.name}.targets: {shared[0]} has the weight of {tied[f'{shared[0]}.weight']} too in this "
+            "base, and merged they would both change; valid are modules whose weight is their own"
+        )
     if method.dropout > 0:
         tuned.noise = RowNoise()
         for name, module in tuned.lora_modules():
             module.lora_dropout["default"] = RowDropout(method.dropout, tuned.noise, name)
     return tuned
+
+
+def _tied(model: Any) -> dict[str, str]:
+    """Parameter -> another module that has the very same one, such as the embeddings and a tied output layer."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    tied: dict[str, str] = {}
+    for first, *others in names.values():
+        for other in others:
+            tied |= {first: other.removesuffix(".weight"), other: first.removesuffix(".weight")}
+    return tied
 
 
 def _targets(model: Any, method: MethodSpec, layers: list[int]) -> str | list[str]:

@@ -47,19 +47,22 @@ def score_rows(model: Any, rows: Sequence[TokenisedRow], pad_id: int, token_budg
     return [scored[index] for index in range(len(rows))]
 
 
-def read_rows(model: Any, rows: Sequence[TokenisedRow], pad_id: int, token_budget: int) -> Reading:
+def read_rows(
+    model: Any, rows: Sequence[TokenisedRow], pad_id: int, token_budget: int, places: Sequence[int] | None = None
+) -> Reading:
     """Score each row's supervised tokens and all of its tokens but the first, and pool its hidden states, in one pass.
 
-    ValueError as from `score_rows`, and for hidden states that are not finite.
+    ValueError as from `score_rows`, and for hidden states that are not finite. `places`, from 0, are those of the rows
+    in what they were taken from, by which an error names them.
     """
     whole = [TokenisedRow.from_token(row.ids, 1) for row in rows]
-    _check_scorable(rows)
+    _check_scorable(rows, places)
     responses: dict[int, Scored] = {}
     texts: dict[int, Scored] = {}
     centroid = _Centroid()
     for chosen in length_groups(whole, token_budget):
         with _pooling_along(model, [whole[index] for index in chosen]) as pooled:
-            for index, values in _token_scores(model, whole, chosen, pad_id):
+            for index, values in _token_scores(model, whole, chosen, pad_id, places):
                 said = torch.cat([values[start - 1 : stop - 1] for start, stop in rows[index].spans])
                 responses[index], texts[index] = _total(said), _total(values)
         centroid.add(pooled[-1])
@@ -68,15 +71,17 @@ def read_rows(model: Any, rows: Sequence[TokenisedRow], pad_id: int, token_budge
 
 
 @torch.inference_mode()
-def centroid_of(model: Any, rows: Sequence[TokenisedRow], pad_id: int, token_budget: int) -> np.ndarray:
+def centroid_of(
+    model: Any, rows: Sequence[TokenisedRow], pad_id: int, token_budget: int, places: Sequence[int] | None = None
+) -> np.ndarray:
     """Mean over rows of their mean-pooled hidden states, without their scores: fp64 (layers + 1, width).
 
-    The same as in the `Reading` of these rows. ValueError for a row without a token, by its number from 1, and for
-    hidden states that are not finite.
+    The same as in the `Reading` of these rows. ValueError for a row without a token, by its number from 1 (`places` as
+    for `read_rows`), and for hidden states that are not finite.
     """
-    empty = next((number for number, row in enumerate(rows, start=1) if not len(row.ids)), None)
+    empty = next((index for index, row in enumerate(rows) if not len(row.ids)), None)
     if empty is not None:
-        raise ValueError(f"text {empty}: the tokenizer makes no token of it")
+        raise ValueError(f"text {_number(empty, places)}: the tokenizer makes no token of it")
     device, centroid = next(model.parameters()).device, _Centroid()
     for chosen in length_groups(rows, token_budget):
         taken = [rows[index] for index in chosen]
@@ -152,7 +157,11 @@ def _pooling_along(model: Any, rows: Sequence[TokenisedRow]) -> Iterator[list[to
 
 @torch.inference_mode()
 def _token_scores(
-    model: Any, rows: Sequence[TokenisedRow], chosen: Sequence[int], pad_id: int
+    model: Any,
+    rows: Sequence[TokenisedRow],
+    chosen: Sequence[int],
+    pad_id: int,
+    places: Sequence[int] | None = None,
 ) -> list[tuple[int, torch.Tensor]]:
     """(index, fp64 log-probabilities of its supervised tokens) of each `chosen` row, from one forward pass."""
     batch = pad_rows([rows[index] for index in chosen], pad_id).to(next(model.parameters()).device)
@@ -160,7 +169,7 @@ def _token_scores(
     parts = values.split(batch.supervised[:, 1:].sum(dim=1).tolist())
     for index, part in zip(chosen, parts, strict=True):
         if not torch.isfinite(part).all():
-            raise ValueError(f"text {index + 1}: its log-probability is not finite")
+            raise ValueError(f"text {_number(index, places)}: its log-probability is not finite")
     return list(zip(chosen, parts, strict=True))
 
 
@@ -168,7 +177,12 @@ def _total(values: torch.Tensor) -> Scored:
     return Scored(float(values.sum()), len(values))
 
 
-def _check_scorable(rows: Sequence[TokenisedRow]) -> None:
-    unscored = next((number for number, row in enumerate(rows, start=1) if not row.supervised), None)
+def _check_scorable(rows: Sequence[TokenisedRow], places: Sequence[int] | None = None) -> None:
+    unscored = next((index for index, row in enumerate(rows) if not row.supervised), None)
     if unscored is not None:
-        raise ValueError(f"text {unscored}: the tokenizer makes no token of it that can be scored")
+        raise ValueError(f"text {_number(unscored, places)}: the tokenizer makes no token of it that can be scored")
+
+
+def _number(index: int, places: Sequence[int] | None) -> int:
+    """Of a row, from 1, in what it was taken from."""
+    return (index if places is None else places[index]) + 1

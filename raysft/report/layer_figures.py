@@ -137,8 +137,7 @@ def dimension_by_scale(findings: Findings) -> Plot | Absent:
     known = table.filter(pc.and_(table["final"], pc.equal(table["estimator"], "gride")))
     if pc.count_distinct(known["scale"]).as_py() < 2:
         return Absent(name, title, "Gride was not measured at two scales or more")
-    middle = min(set(known["depth"].to_pylist()), key=lambda depth: (abs(depth - 0.5), depth))
-    central = known.filter(pc.equal(known["depth"], middle))
+    central = known.filter(_nearest_mid_depth(known))
     shown = aggregate(central, ["variant", "model", "scale"], ("before", "mean"), ("after", "mean"), ("after", "count"))
     variants, colour = sorted(set(shown["variant"].to_pylist())), model_colours(findings.names("model"))
     figure, axes = panels(1, len(variants), 3.6, 3.0, sharey=True)
@@ -150,8 +149,20 @@ def dimension_by_scale(findings: Findings) -> Plot | Absent:
         panel.set(title=short(variant), xlabel="neighbours")
     axes[0, 0].set_ylabel("intrinsic dimension (Gride)")
     _dimension_legend(figure, colour)
-    caption = f"At depth {middle:.2g}. A dimension that holds over scales is a plateau; one number alone shows nothing."
+    caption = (
+        "At the hidden state nearest mid-depth of each model. A dimension that holds over scales is a plateau; one "
+        "number alone shows nothing."
+    )
     return Plot(name, title, caption, figure, shown)
+
+
+def _nearest_mid_depth(table: pa.Table) -> pa.Array:
+    """Mask of the rows at the depth nearest 0.5 that their model has."""
+    places = list(zip(table["model"].to_pylist(), table["depth"].to_pylist(), strict=True))
+    nearest: dict[str, float] = {}
+    for model, depth in places:
+        nearest[model] = min(nearest.get(model, depth), depth, key=lambda found: (abs(found - 0.5), found))
+    return pa.array([nearest[model] == depth for model, depth in places])
 
 
 def _middle_scales(shown: pa.Table) -> dict[str, int]:

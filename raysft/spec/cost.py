@@ -248,7 +248,9 @@ def _done_and_left(plan: Plan) -> tuple[list[ResultId], list[ResultId]]:
     left = [work for unit in plan.missing_units() for work in plan.missing_works(unit)]
     geometry = plan.missing_geometry()
     sources = {work.source for work in geometry}
-    left += [work for work in plan.geometry if work.key in sources and not plan.is_done(work)]
+    probe = plan.sweep.probes.intrinsic_dimension
+    kept = probe is not None and probe.keep_embeddings  # if not, whatever is to be estimated is embedded again
+    left += [work for work in plan.geometry if work.key in sources and not (kept and plan.is_done(work))]
     return done, [(work.stage, work.key) for work in (*left, *geometry)]
 
 

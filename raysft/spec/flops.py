@@ -76,7 +76,8 @@ class FlopModel:
             return self._likelihood_tokens()
         if work.stage in ("embed", "neighbours", "intrinsic_dimension"):
             texts = text_count(sweep, work.about or "", subject.size)
-            return float(texts * row) if work.stage == "embed" else float(texts**2)
+            pairs = 0.0 if work.stage == "neighbours" else float(texts**2)  # which come with the estimates
+            return float(texts * row) if work.stage == "embed" else pairs
         return 1.0
 
     def _property_tokens(self, work: Work, row: int) -> float:

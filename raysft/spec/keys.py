@@ -37,7 +37,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "embed": 2,
     "neighbours": 1,
     "intrinsic_dimension": 2,
-    "log_likelihood": 1,
+    "log_likelihood": 2,
     "contamination": 1,
 }
 # Raised when raysft/corpus/skills.py generates other text for the same request.

@@ -60,8 +60,8 @@ class IntrinsicDimensionProbe(Frozen):
 
     @model_validator(mode="after")
     def _enough_texts(self) -> IntrinsicDimensionProbe:
-        if self.neighbours >= self.texts:
-            raise ValueError(f"neighbours must be below texts, found {self.neighbours} and {self.texts}")
+        if self.neighbours + 2 > self.texts:
+            raise ValueError(f"neighbours must be at most texts - 2, found {self.neighbours} and {self.texts}")
         for name in ("mle_neighbours", "overlap_neighbours"):
             found = getattr(self, name)
             if found is not None and found > self.neighbours:

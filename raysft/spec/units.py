@@ -269,6 +269,13 @@ def _geometry(sweep: Sweep, models: Sequence[ModelSpec], trials: Sequence[Trial]
             "template": trial.identity["optimisation"]["template"],
             "max_length": trial.optimisation.max_length,
         }
+        if texts["texts"] < probe.neighbours + 2:
+            raise SpecError(
+                f"probes.intrinsic_dimension.neighbours: {probe.neighbours} neighbours take {probe.neighbours + 2} "
+                f"texts, datasets.{trial.dataset} at size {trial.size} has {texts['texts']}; ask for fewer neighbours"
+            )
+        if sweep.dataset(trial.dataset).mixture is not None:
+            texts["size"] = trial.size  # another size is another order, that begins with other texts
         if probe.pooling != "mean":
             texts["pooling"] = probe.pooling
         model = {"model": trial.identity["model"]}
@@ -291,7 +298,7 @@ def _geometry(sweep: Sweep, models: Sequence[ModelSpec], trials: Sequence[Trial]
                 yield Work("embed", source, subject, **about)
                 yield Work("intrinsic_dimension", key, subject, source=source, before=before, **about)
                 if subject is base:
-                    yield Work("neighbours", before, subject, source=source, **about)
+                    yield Work("neighbours", before, subject, source=source, before=before, **about)
 
 
 def divergence_work(trial: Trial) -> Work:

@@ -25,12 +25,37 @@ _GIVEN = {
     "tensor_parallel_size": "tensor_parallel",
     "gpu_memory_utilization": "gpu_memory_utilization",
 }
-# Of those that `options` may hold, what computes other numbers; the rest is speed and memory.
-_CHANGING = ("quantization", "quantization_config", "kv_cache_dtype", "calculate_kv_scales", "hf_overrides")
+# Of those that `options` may hold, what is known to be speed, memory and logs alone; what is not known to be so may
+# compute other numbers.
+_NOT_CHANGING = frozenset(
+    {
+        "async_scheduling",
+        "block_size",
+        "cpu_offload_gb",
+        "disable_custom_all_reduce",
+        "disable_log_stats",
+        "distributed_executor_backend",
+        "download_dir",
+        "enable_chunked_prefill",
+        "enable_prefix_caching",
+        "enforce_eager",
+        "kv_cache_memory_bytes",
+        "long_prefill_token_threshold",
+        "max_long_partial_prefills",
+        "max_num_batched_tokens",
+        "max_num_partial_prefills",
+        "max_num_seqs",
+        "max_parallel_loading_workers",
+        "num_gpu_blocks_override",
+        "pipeline_parallel_size",
+        "scheduling_policy",
+        "swap_space",
+    }
+)
 
 
 class VllmSpec(Frozen):
-    """How vLLM is started. `dtype` and options that change numbers are part of the key, all else is not."""
+    """How vLLM is started. `dtype` and options beyond speed, memory and logs are part of the key, all else is not."""
 
     python: str | None = Field(
         None, description="an interpreter that has vLLM, on every node; the one that runs this when left out"
@@ -70,6 +95,6 @@ class VllmSpec(Frozen):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What of it changes numbers."""
-        changing = {name: self.options[name] for name in _CHANGING if name in self.options}
+        """What of it changes numbers, or may."""
+        changing = {name: value for name, value in self.options.items() if name not in _NOT_CHANGING}
         return {"dtype": self.dtype, **({"options": changing} if changing else {})}

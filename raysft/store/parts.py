@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysft.store.checkpoints import gathering_place, publish_gathered, read_manifest
-from raysft.store.layout import Storage
+from raysft.store.layout import DamagedError, Storage
 
 _PART = ".parquet"
 
@@ -49,9 +49,9 @@ def publish_parts(storage: Storage, folder: str, names: Sequence[str], facts: di
     """Publish a folder of these parts; False if another process was first."""
     place = gathering_place(storage, folder)
     sizes = storage.sizes([storage.path(place, name) for name in names])
-    files = {
-        name: {"bytes": size or 0, "sha256": name.removesuffix(_PART)} for name, size in zip(names, sizes, strict=True)
-    }
+    files = {name: {"bytes": size, "sha256": name.removesuffix(_PART)} for name, size in zip(names, sizes, strict=True)}
+    if gone := [name for name, size in zip(names, sizes, strict=True) if size is None]:
+        raise DamagedError(f"{place}/{gone[0]}: no such file")
     done = publish_gathered(storage, folder, files, facts)
     if not done and storage.is_local:  # on an object store, what was first published may lie in the same place
         forget_gathered(storage, folder)

@@ -18,7 +18,8 @@ DATA_PROPERTIES = pa.schema(
             "response_ or text_ with nll_per_token, bits_per_byte or perplexity; prompt_, response_ or text_ with "
             "tokens, or, of the data alone (model is null), words, bytes, type_token_ratio, mattr_100 or lzma_ratio; "
             "similarity, of centroids of hidden states in the middle of the stack, similarity_by_layer, of each "
-            "layer, and sentence_similarity, of centroids of a sentence model's vectors (model is null)",
+            "layer, and sentence_similarity, of centroids of a sentence model's vectors (model is null). Bits per byte "
+            "are over the bytes that `examples` counts",
             source="mattr: Covington and McFall 2010",
         ),
         column("about", TEXT, "the benchmark task a similarity is with; null for properties of the dataset alone"),
@@ -39,15 +40,21 @@ DATA_PROPERTIES = pa.schema(
 
 EXAMPLES = pa.schema(
     [
-        column("row", WHOLE, "index of the row in the dataset, from 0"),
+        column("row", WHOLE, "place, from 0, in the fixed random order that the dataset has for every model and trial"),
         column("text_hash", TEXT, "hash of the text as it is trained on"),
         column("response_nll", REAL, "-log-probability of all that the assistant says, its EOS with it", "nats"),
         column("text_nll", REAL, "-log-probability of the whole text but its first token", "nats"),
         column("prompt_tokens", WHOLE, "tokens without a loss, BOS with them", "tokens"),
         column("response_tokens", WHOLE, "tokens that response_nll is of", "tokens"),
         column("text_tokens", WHOLE, "all tokens of the row", "tokens"),
-        column("response_bytes", WHOLE, "UTF-8 length of what the assistant says; an EOS has none", "bytes"),
-        column("text_bytes", WHOLE, "UTF-8 length of the whole text", "bytes"),
+        column("response_bytes", WHOLE, "UTF-8 length of what the assistant says without special tokens", "bytes"),
+        column(
+            "text_bytes",
+            WHOLE,
+            "UTF-8 length of the text that text_nll is of, without special tokens: where no BOS comes first, the first "
+            "token's are left out",
+            "bytes",
+        ),
         column("response_words", WHOLE, "words of what the assistant says, as contamination counts them", "words"),
     ]
 )
@@ -90,13 +97,13 @@ WEIGHT_CHANGE = pa.schema(
             "large, and too small by about 3% where they hardly fall off",
             source="Musco and Musco 2015, block Krylov iteration",
         ),
-        column("zero_fraction", REAL, "share of entries that did not change; null for LoRA", "fraction"),
+        column("zero_fraction", REAL, "share of entries that did not change; null for LoRA and DoRA", "fraction"),
         column("dtype", TEXT, "dtype of the tuned weights, in which they were trained or stored; of LoRA's matrices"),
         column("base_dtype", TEXT, "dtype of the base's weights as they were read"),
         column(
             "low_precision",
             FLAG,
-            "whether a difference was taken from weights in bfloat16 or float16, which lose what is small beside them",
+            "whether a difference was taken from weights in bfloat16, float16 or 8 bits, which lose what is small beside them",
         ),
         column("rows_left_out", WHOLE, "rows of a resized vocabulary that only one of the two has", "rows"),
         column("sketch", pa.list_(pa.float32()), "of a layer, or of all outside (raysft/probes/weights/sketches.py)"),
@@ -117,19 +124,27 @@ WEIGHT_SKETCHES = pa.schema(
 INTRINSIC_DIMENSION = pa.schema(
     [
         column("texts_of", TEXT, "dataset whose training texts were embedded"),
+        column("same_texts", TEXT, "equal for a base and its checkpoints where the texts are the same"),
         column("layer", WHOLE, "hidden state: 0 = embeddings, i = output of layer i"),
         column("depth", REAL, "layer / layers", "fraction"),
         column(
             "estimator",
             TEXT,
-            "twonn, mle or gride; participation_ratio or effective_rank, of the covariance; or the name of a further "
-            "estimator of scikit-dimension",
+            "twonn, mle or gride; participation_ratio or effective_rank, of the covariance; neighbourhood_overlap, the "
+            "share of neighbours in common with the base; or the name of a further estimator of scikit-dimension",
             source=f"{_FACCO}; {_SPECTRUM}",
         ),
         column(
-            "scale", WHOLE, "neighbours: k for the MLE, the larger order n2 for Gride, 2 for TwoNN; 0 for all others"
+            "scale",
+            WHOLE,
+            "neighbours: k for the MLE and the overlap, the larger order n2 for Gride, 2 for TwoNN; 0 for all others",
         ),
-        column("value", REAL, "estimated intrinsic dimension; null where there is none", source=_FACCO),
+        column(
+            "value",
+            REAL,
+            "estimated intrinsic dimension, or what the estimator's name says; null where there is none",
+            source=_FACCO,
+        ),
         column(
             "low",
             REAL,

@@ -69,13 +69,17 @@ def intrinsic_dimension_by_depth(estimates: pa.Table, variants: dict[str, str]) 
         A table of schema `INTRINSIC_DIMENSION_BY_DEPTH`: one row for each checkpoint, texts, estimator, scale and
         layer that the base model has an estimate for too.
     """
-    place = ["model", "texts_of", "estimator", "scale", "layer"]
+    place = ["model", "texts_of", "same_texts", "estimator", "scale", "layer"]
+    known = pc.fill_null(estimates["same_texts"], "")  # a join drops nulls
+    estimates = estimates.set_column(estimates.column_names.index("same_texts"), "same_texts", known)
     before = estimates.filter(pc.is_null(estimates["trial"])).select([*place, "value", "n"])
     before = before.rename_columns([*place, "before", "base_n"])
     tuned = estimates.filter(pc.is_valid(estimates["trial"]))
     joined = tuned.join(before, keys=place, join_type="inner")
     joined = joined.sort_by([(name, "ascending") for name in [*IDENTITY.names, *place[1:]]])
     joined = joined.append_column("after", joined["value"])
-    joined = joined.append_column("change", real_array(reals(joined, "value") - reals(joined, "before")))
+    change = reals(joined, "value") - reals(joined, "before")
+    comparable = pc.equal(joined["n"], joined["base_n"]).to_numpy()
+    joined = joined.append_column("change", real_array(np.where(comparable, change, np.nan)))
     named = with_final(with_variants(joined, variants))
     return named.select(INTRINSIC_DIMENSION_BY_DEPTH.names).cast(INTRINSIC_DIMENSION_BY_DEPTH)

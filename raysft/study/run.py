@@ -33,22 +33,23 @@ class Study:
     summary: Mapping[str, Any]
 
 
-def run_study(tables: Path, out: Path) -> Study:
+def run_study(tables: Path, out: Path, clip_below: float | None = None) -> Study:
     """Study the sweep in `tables` and write `out/tables/<name>.parquet` and `out/summary.json`.
 
     Equal inputs give equal files. Whatever cannot be computed is left null, with the reason beside it or in `checks`.
+    `clip_below`, nats, freezes the threshold of the map (see `model_map`).
 
     Raises:
         ValueError: `tables` is not a folder, or holds two base scores for one model, task and metric.
     """
-    study = study_of(read_tables(tables, SWEEP_TABLES))
+    study = study_of(read_tables(tables, SWEEP_TABLES), clip_below)
     for name, table in study.tables.items():
         write_table(table, out / "tables" / f"{name}.parquet")
     write_json(study.summary, out / "summary.json")
     return study
 
 
-def study_of(sweep: Mapping[str, pa.Table]) -> Study:
+def study_of(sweep: Mapping[str, pa.Table], clip_below: float | None = None) -> Study:
     """The study of tables already in memory; `sweep` has the tables of `SWEEP_TABLES`."""
     variants = trial_variants(*(sweep[name] for name in ("trials", "scores", "weight_change", "log_likelihood")))
     gains = gain_table(sweep["scores"], variants)
@@ -57,7 +58,7 @@ def study_of(sweep: Mapping[str, pa.Table]) -> Study:
     changes = weight_change_by_depth(sweep["weight_change"], variants)
     sketches = sweep.get("weight_sketches", TABLES["weight_sketches"].empty_table())
     updates = update_similarity(sketches, variants)
-    placed = model_map(sweep["log_likelihood"], variants)
+    placed = model_map(sweep["log_likelihood"], variants, clip_below)
     checks = check_table(sweep["trials"], sweep["scores"], gains, _skipped(clusterings, placed))
     found = {
         "gains": gains,

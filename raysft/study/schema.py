@@ -154,9 +154,9 @@ INTRINSIC_DIMENSION_BY_DEPTH = pa.schema(
         column("depth", REAL, "layer / layers", "fraction"),
         column("before", REAL, "intrinsic dimension in the base model"),
         column("after", REAL, "intrinsic dimension in the checkpoint"),
-        column("change", REAL, "after - before"),
+        column("change", REAL, "after - before; null where n and base_n differ, since only at equal n they compare"),
         column("n", WHOLE, "texts used in the checkpoint", "texts"),
-        column("base_n", WHOLE, "texts used in the base model; estimates compare at equal n only", "texts"),
+        column("base_n", WHOLE, "texts used in the base model", "texts"),
     ]
 )
 

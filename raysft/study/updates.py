@@ -25,6 +25,7 @@ _NO_LAYER = -1  # of everything outside the stack
 _NONE = 1e-6  # of the largest singular value: a direction that is not there
 
 Places = npt.NDArray[np.intp]
+Singles = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class _Trials:
     model: str
     subjects: list[dict[str, Any]]
     depths: dict[int, float | None]
-    sketches: dict[int, Reals]
+    sketches: dict[int, Singles]
     excess: dict[int, Reals]
     tensors: pa.Table
 
@@ -93,28 +94,34 @@ def _trials(model: str, table: pa.Table) -> _Trials:
     at = {subject["trial"]: index for index, subject in enumerate(subjects)}
     pooled = table.filter(pc.is_valid(table["sketch"]))
     pooled = pooled.set_column(pooled.column_names.index("layer"), "layer", pc.fill_null(pooled["layer"], _NO_LAYER))
-    width = max(pc.list_value_length(pooled["sketch"]).to_pylist(), default=0)
+    values = _rows(pooled["sketch"])
     depths: dict[int, float | None] = {}
-    sketches: dict[int, Reals] = {}
-    for row in pooled.select(["trial", "layer", "depth", "sketch"]).to_pylist():
+    sketches: dict[int, Singles] = {}
+    for index, row in enumerate(pooled.select(["trial", "layer", "depth"]).to_pylist()):
         layer = row["layer"]
         depths[layer] = row["depth"]
         if layer not in sketches:
-            sketches[layer] = np.zeros((len(subjects), width))
-        sketches[layer][at[row["trial"]]] = row["sketch"]
+            sketches[layer] = np.zeros((len(subjects), values.shape[1]), np.float32)
+        sketches[layer][at[row["trial"]]] = values[index]
     tensors = table.filter(pc.is_valid(table["left_directions"]))
     layers = sorted(sketches, key=lambda layer: (layer == _NO_LAYER, layer))
     sketches = {layer: sketches[layer] for layer in layers}
     return _Trials(model, subjects, depths, sketches, _excess(tensors, at, sketches), tensors)
 
 
-def _excess(tensors: pa.Table, at: dict[str, int], sketches: dict[int, Reals]) -> dict[int, Reals]:
+def _rows(lists: pa.ChunkedArray) -> Singles:
+    """Lists of equal length, none of them null, as the rows of a matrix."""
+    return np.asarray(lists.combine_chunks().flatten(), dtype=np.float32).reshape(len(lists), -1 if len(lists) else 0)
+
+
+def _excess(tensors: pa.Table, at: dict[str, int], sketches: dict[int, Singles]) -> dict[int, Reals]:
     """2 / stable rank of a layer: of its tensors, weighted by the squares of their shares of the layer's energy."""
     found = {layer: np.zeros(len(at)) for layer in sketches}
+    energies = {layer: (sketch.astype(np.float64) ** 2).sum(axis=1) for layer, sketch in sketches.items()}
     for row in tensors.select(["trial", "layer", "change_norm", "stable_rank"]).to_pylist():
         layer = _NO_LAYER if row["layer"] is None else row["layer"]
         place = at[row["trial"]]
-        energy = float((sketches[layer][place] ** 2).sum())
+        energy = energies[layer][place]
         if energy > 0 and row["stable_rank"]:
             found[layer][place] += 2 / row["stable_rank"] * min(1.0, row["change_norm"] ** 2 / energy) ** 2
     return found
@@ -160,8 +167,9 @@ class _Pairs:
     noise: Reals
 
     @classmethod
-    def of(cls, sketch: Reals, excess: Reals, first: Places, second: Places) -> _Pairs:
-        gram = sketch @ sketch.T
+    def of(cls, sketch: Singles, excess: Reals, first: Places, second: Places) -> _Pairs:
+        wide = sketch.astype(np.float64)
+        gram = wide @ wide.T
         squares = np.diag(gram)
         noise = (1 + np.maximum(excess[first], excess[second])) / sketch.shape[1]
         return cls(gram[first, second], squares[first], squares[second], noise)
@@ -187,46 +195,60 @@ def _cosine(layers: list[_Pairs]) -> tuple[Reals, Reals]:
 
 
 def _overlaps(trials: _Trials, side: str, first: Places, second: Places) -> dict[int | None, Reals]:
-    """Mean over the tensors of each layer, and of the model under None, of the overlap of leading directions."""
-    by_tensor: dict[tuple[int | None, str], list[tuple[int, list[float]]]] = {}
-    rows = trials.tensors.select(["trial", "tensor", "layer", side]).to_pylist()
+    """Mean over the tensors of each layer, and of the model under None, of the overlap of leading directions.
+
+    They are added up as they come: all at once would be pairs x tensors.
+    """
+    values = _rows(trials.tensors[side])
     at = {subject["trial"]: index for index, subject in enumerate(trials.subjects)}
-    for row in rows:
-        by_tensor.setdefault((row["layer"], row["tensor"]), []).append((at[row["trial"]], row[side]))
-    found: dict[int | None, list[Reals]] = {}
+    by_tensor: dict[tuple[int | None, str], list[tuple[int, int]]] = {}
+    for index, row in enumerate(trials.tensors.select(["trial", "tensor", "layer"]).to_pylist()):
+        by_tensor.setdefault((row["layer"], row["tensor"]), []).append((at[row["trial"]], index))
+    found: dict[int | None, _Mean] = {}
     for (layer, _), entries in sorted(by_tensor.items(), key=lambda item: str(item[0])):
-        overlap = _overlap(entries, len(at))[first, second]
-        found.setdefault(None, []).append(overlap)
-        if layer is not None:
-            found.setdefault(layer, []).append(overlap)
-    return {layer: _mean(np.array(parts)) for layer, parts in found.items()}
+        places, indices = np.array(entries).T
+        overlap = _overlap(values[indices], places, len(at))[first, second]
+        for scope in {None, layer}:
+            found.setdefault(scope, _Mean(len(first))).add(overlap)
+    return {scope: mean.result() for scope, mean in found.items()}
 
 
-def _overlap(entries: list[tuple[int, list[float]]], count: int) -> Reals:
+def _overlap(directions: Singles, places: Places, count: int) -> Reals:
     """||Q_a^T Q_b||_F^2 / k of a tensor's directions for all trials, (count, count), NaN where one has none.
+
+    `directions` are those of the trials at `places`, a row for each.
 
     Q are orthonormal bases of the sketched directions, k the smaller number of directions. Subspaces without relation
     overlap by K / width in a sketch, K the larger number: that much is taken out, so that they have a mean of about 0,
     and equal ones have 1 (subspace similarity as in Hu et al. 2021, section 7.2).
     """
-    values = np.array([value for _, value in entries]).reshape(len(entries), -1, DIRECTIONS)
+    values = directions.astype(np.float64).reshape(len(places), -1, DIRECTIONS)
     left, sizes, _ = np.linalg.svd(values, full_matrices=False)
     there = sizes > _NONE * sizes.max(axis=1, keepdims=True)
-    bases = (left * there[:, None, :]).transpose(0, 2, 1).reshape(-1, values.shape[1])
-    shared = ((bases @ bases.T) ** 2).reshape(len(entries), DIRECTIONS, len(entries), DIRECTIONS).sum(axis=(1, 3))
+    bases = left * there[:, None, :]
+    projections = (bases @ bases.transpose(0, 2, 1)).reshape(len(places), -1)
+    shared = projections @ projections.T  # ||Q_a^T Q_b||_F^2 = tr (Q_a Q_a^T Q_b Q_b^T)
     ranks = there.sum(axis=1)
     chance = np.maximum.outer(ranks, ranks) / values.shape[1]
     with np.errstate(divide="ignore", invalid="ignore"):
         overlap = (shared / np.minimum.outer(ranks, ranks) - chance) / (1 - chance)
-    places = np.array([place for place, _ in entries])
     found = np.full((count, count), np.nan)
     found[np.ix_(places, places)] = overlap
     return found
 
 
-def _mean(parts: Reals) -> Reals:
-    """Mean over the first axis of what is not NaN."""
-    known = np.isfinite(parts)
-    count = known.sum(axis=0)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(known, parts, 0).sum(axis=0) / np.where(count, count, np.nan))
+class _Mean:
+    """Running mean, entry by entry, of what is not NaN."""
+
+    def __init__(self, size: int) -> None:
+        self._total = np.zeros(size)
+        self._count = np.zeros(size)
+
+    def add(self, values: Reals) -> None:
+        known = np.isfinite(values)
+        self._total += np.where(known, values, 0)
+        self._count += known
+
+    def result(self) -> Reals:
+        """The means; NaN where nothing was known."""
+        return self._total / np.where(self._count > 0, self._count, np.nan)

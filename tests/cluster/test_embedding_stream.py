@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -12,10 +13,12 @@ import pytest
 import ray
 import torch
 
+from raysft.cluster import embed as embedding
 from raysft.cluster import estimate
 from raysft.cluster.embed import Subject, embed
 from raysft.cluster.embedder import Embedder, layer_column
 from raysft.cluster.estimate import _tables
+from raysft.cluster.geometry import run_geometry
 from raysft.cluster.subjects import subjects_of
 from raysft.models.load import pad_id
 from raysft.models.methods import apply_method
@@ -74,9 +77,8 @@ def _in_a_storage_of_its_own(plan: Plan, folder: Path) -> tuple[Plan, Storage]:
     """The same sweep on a storage that shares its models and checkpoints, and nothing else."""
     root = Path(plan.sweep.storage)
     folder.mkdir()
-    for name in ("models", "checkpoints", "results"):
-        if name != "results":
-            (folder / name).symlink_to(root / name)
+    for name in ("models", "checkpoints"):
+        (folder / name).symlink_to(root / name)
     (folder / "results").mkdir()
     (folder / "results" / "pretrain").symlink_to(root / "results" / "pretrain")
     sweep = plan.sweep.model_copy(update={"storage": str(folder)})
@@ -137,8 +139,7 @@ def test_after_a_kill_only_what_is_missing_is_embedded(
     damaged.write_bytes(damaged.read_bytes()[:-9] + b"x" * 9)
     stamps = {path.name: path.stat().st_mtime_ns for path in damaged.parent.iterdir() if path != damaged}
 
-    again = replace(subject, parts=[], written=0, dropped=0, seconds=0.0)
-    assert embed(plan.sweep, storage, [again], shape) == []
+    assert embed(plan.sweep, storage, [subject.anew()], shape) == []
     now = {path.name: path.stat().st_mtime_ns for path in Path(storage.path(folder)).glob("*.parquet")}
     assert {name: now[name] for name in stamps} == stamps
     after, texts_after = _states(storage, subject, shape)
@@ -198,6 +199,59 @@ def test_estimates_are_the_same_from_shards_of_the_table(
     shared_out = _tables(storage, works, probe)
     assert {work.stage for work in works} == whole.keys() == shared_out.keys()
     assert all(shared_out[stage].equals(table) for stage, table in whole.items())
+
+
+def test_what_the_storage_refuses_at_the_end_is_recorded(
+    pretrained: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit that fails is a failure of its subject; its embeddings stay, and the next run only commits."""
+    plan, storage = _in_a_storage_of_its_own(pretrained, tmp_path / "storage")
+    (subject, _), shape = _planned(plan, storage)
+    with monkeypatch.context() as refusing:
+        refusing.setattr(embedding, "commit_result", Mock(side_effect=OSError("the storage is busy")))
+        (failure,) = embed(plan.sweep, storage, [subject.anew()], shape)
+    assert failure["message"] == "the storage is busy"
+    folder = Path(storage.path(embeddings_folder(subject.job.key)))
+    stamps = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert embed(plan.sweep, storage, [subject.anew()], shape) == []
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == stamps
+    (row,) = read_result(storage, "embed", subject.job.key).to_pylist()
+    assert row["texts"] == len(subject.texts)
+
+
+def test_geometry_from_end_to_end_and_what_is_left_of_it(pretrained: Plan, tmp_path: Path) -> None:
+    """Pooled at the last token: all layers but the embeddings, the checkpoint beside its base, and no leftovers; then
+    a base whose neighbours are gone fails what is compared with it, in one line."""
+    plan, storage = _in_a_storage_of_its_own(pretrained, tmp_path / "storage")
+    probe = plan.sweep.probes.intrinsic_dimension
+    assert probe is not None
+    probes = plan.sweep.probes.model_copy(
+        update={"intrinsic_dimension": probe.model_copy(update={"pooling": "last_token"})}
+    )
+    sweep = plan.sweep.model_copy(update={"probes": probes})
+    plan = _trained(make_plan(sweep, storage), storage)
+    assert run_geometry(plan, storage) == []
+    plan = _trained(make_plan(sweep, storage), storage)
+    assert plan.missing_geometry() == []
+    estimates = {work.subject.trial: work for work in plan.geometry if work.stage == "intrinsic_dimension"}
+    tables = {trial: read_result(storage, work.stage, work.key) for trial, work in estimates.items()}
+    assert all(min(table["layer"].to_pylist()) == 1 for table in tables.values())
+    assert len({text for table in tables.values() for text in table["same_texts"].to_pylist()}) == 1
+    assert storage.all_names("embeddings") == []
+
+    (trial,) = (trial for trial in estimates if trial is not None)
+    Path(storage.path("results", "intrinsic_dimension", f"{estimates[trial].key}.parquet")).unlink()
+    Path(storage.path("results", "neighbours", f"{estimates[trial].before}.parquet")).unlink()
+    works = [work for work in plan.geometry if work.subject.trial == trial]
+    geometry = tuple(work for work in works if work.stage != "neighbours")
+    (failure,) = run_geometry(_trained(replace(make_plan(sweep, storage), geometry=geometry), storage), storage)
+    assert "neighbours of the texts are not there" in failure["message"]
+
+
+def _trained(plan: Plan, storage: Storage) -> Plan:
+    """The plan as if the training that wrote the checkpoint had committed."""
+    trains = {(work.stage, work.key) for unit in plan.units for work in unit.works if work.stage == "train"}
+    return replace(plan, committed=plan.committed | trains)
 
 
 def test_an_actor_takes_the_seam_of_two_subjects(pretrained: Plan, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from raysft.probes.data.contamination import example_text
 from raysft.probes.data.sentences import load_encoder
 from raysft.reduce import reduce_sweep
 from raysft.session import Session
+from raysft.spec.keys import text_digest
 from raysft.spec.plan import SHIPPED_TEXTS, Plan, Work, make_plan
 from raysft.spec.probes import SentenceModel
 from raysft.spec.sweep import SpecError, Sweep, parse_sweep
@@ -81,6 +83,11 @@ def test_texts_are_read_once_and_each_number_stands_where_it_belongs(
     storage = open_storage(sweep.storage)
     reduce_sweep(sweep, storage)
     examples = _rows(sweep, "examples")
+    session = Session(sweep, torch.device("cpu"))
+    for row in examples:  # a row's number is its place in the order in which trials take rows
+        example = session.examples(row["dataset"], None)[row["row"]]
+        text = f"###Question: {example.instruction}\n###Answer: {example.response}"
+        assert row["text_hash"] == text_digest(text)
     assert Counter((row["model"], row["dataset"]) for row in examples) == {
         (model, dataset): 8 for model in ("tiny", "other") for dataset in ("capitals", "addition")
     }
@@ -134,8 +141,13 @@ def test_a_new_benchmark_needs_no_logits_and_gives_the_similarity_of_the_shared_
     assert pq.read_table(path).to_pylist() == before
 
 
-def test_weights_that_are_not_numbers_fail_what_reads_them_and_nothing_else(content: dict[str, Any]) -> None:
-    sweep = _sweep(content)
+def test_weights_that_are_not_numbers_fail_what_reads_them_and_nothing_else(
+    content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each dataset is read once for that, and the works that come to it later fail by the same error."""
+    sweep, passes = _sweep(content), Counter[str]()
+    for name in ("read_rows", "centroid_of"):
+        monkeypatch.setattr(measure_data, name, _counted(passes, name))
     session = Session(sweep, torch.device("cpu"))
     units = make_plan(sweep, session.storage).units
     for unit in units:
@@ -146,7 +158,8 @@ def test_weights_that_are_not_numbers_fail_what_reads_them_and_nothing_else(cont
         session.base(base.model).model.get_input_embeddings().weight.fill_(math.nan)
     works = [work for work in base.works if work.stage != "evaluate"]
     report = run_unit(session, base, works)
-    assert {failure["stage"] for failure in report.failures} == {"perplexity", "similarity"}
+    assert Counter(failure["stage"] for failure in report.failures) == {"perplexity": 2, "similarity": 4}
+    assert passes == {"read_rows": 2}
     messages = {failure["message"] for failure in report.failures}
     assert any(message.startswith("text ") and "log-probability is not finite" in message for message in messages)
     assert report.committed == sum(work.stage == "text_statistics" for work in works) == 2
@@ -165,6 +178,40 @@ def test_seconds_of_what_is_shared_are_shared_out_evenly(monkeypatch: pytest.Mon
         charged.append(shared.settled(elapsed))
     assert charged == [3.0, 4.0, 4.0]
     assert sum(charged) == 7 + 2 + 2
+
+
+def test_what_cannot_be_read_is_tried_once_and_what_no_memory_was_there_for_again() -> None:
+    name = ("layers", ("dataset", "d"))
+    shared, tries = SharedReadings({name: 4}), list[BaseException]()
+
+    def make() -> None:
+        tries.append([SpecError("row 3: no"), MemoryError()][errors])  # type: ignore[arg-type]
+        raise tries[-1]
+
+    for errors, times in ((1, 2), (0, 1)):
+        for _ in range(2):
+            with pytest.raises((SpecError, MemoryError)) as caught:
+                shared.get(*name, make)
+            assert type(caught.value) is (SpecError, MemoryError)[errors]
+        assert len(tries) == times
+        tries.clear()
+    assert str(caught.value) == "row 3: no"
+
+
+def test_what_is_shared_is_held_until_the_last_work_that_needs_it_is_over() -> None:
+    """Whether that work asked for it or failed before."""
+
+    class Found:
+        pass
+
+    name = ("layers", ("dataset", "d"))
+    shared = SharedReadings({name: 3})
+    held = weakref.ref(shared.get(*name, Found))
+    for _ in range(2):
+        shared.end([name])
+        assert held() is not None
+    shared.end([name])
+    assert held() is None
 
 
 # a sentence model

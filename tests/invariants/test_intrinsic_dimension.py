@@ -199,6 +199,19 @@ def test_intervals_are_as_wide_as_estimates_spread_on_other_points() -> None:
         assert 0.7 < np.mean(errors[place]) / np.std(found, ddof=1) < 1.4, place
 
 
+def test_an_interval_that_the_halves_do_not_tell_is_none() -> None:
+    """Halves of 55 points have no neighbour number 64: Gride at that scale has a value and no interval."""
+    rows = layer_estimates(_manifold(110), 0, 4, _probe(neighbours=100, half_samples=4), Texts("data")).rows
+    (row,) = (row for row in rows if (row["estimator"], row["scale"]) == ("gride", 64))
+    assert row["value"] is not None
+    assert row["low"] is row["high"] is None
+
+
+def test_no_distances_and_equal_ones_have_no_mle() -> None:
+    assert np.isnan(mle(np.ones((5, 4))))
+    assert np.isnan(mle(np.empty((0, 4))))
+
+
 def test_intervals_come_with_the_estimates_that_have_them() -> None:
     rows = layer_estimates(_manifold(), 0, 4, _probe(half_samples=8), Texts("data")).rows
     again = layer_estimates(_manifold(), 0, 4, _probe(half_samples=8), Texts("data")).rows
@@ -269,7 +282,7 @@ def test_a_layer_that_has_no_estimate_is_one_line(points: np.ndarray, said: str)
 
 
 def test_rows_fill_the_schema() -> None:
-    rows = layer_estimates(_manifold(), 3, 4, _probe(half_samples=2, estimators=("KNN",)), Texts("data")).rows
+    rows = layer_estimates(_manifold(), 3, 4, _probe(half_samples=2, estimators=("KNN",)), Texts("data", same="x")).rows
     assert set().union(*rows) == set(INTRINSIC_DIMENSION.names)
     table = pa.Table.from_pylist(rows, schema=INTRINSIC_DIMENSION)
     assert {name for name in table.column_names if table[name].null_count} == {"low", "high"}

@@ -60,6 +60,11 @@ EXAMPLES = [
     Example("17 plus 4", "17 plus 4 equals 21.\n\nIt is 21, and 17 plus 4 equals 21."),
 ]
 PAPER = Template("paper")
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}</s>{% else %}<|im_end|>{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 BUDGET = 96
 
 
@@ -76,8 +81,8 @@ def _model(family: str, size: int) -> Any:
 
 def _examples_under(model: Any, tokenizer: Any, examples: list[Example] = EXAMPLES) -> tuple[pa.Table, int]:
     rows = fitting_rows(model, tokenizer, examples, PAPER, LENGTH)
-    reading = read_rows(model, rows.tokens, tokenizer.pad_token_id, BUDGET)
-    return example_table(rows, reading, tokenizer.eos_token), rows.left_out
+    reading = read_rows(model, rows.tokens, tokenizer.pad_token_id, BUDGET, rows.places)
+    return example_table(rows, reading, tokenizer), rows.left_out
 
 
 @torch.inference_mode()
@@ -107,7 +112,8 @@ def test_perplexities_are_those_of_a_plain_loop(family: str, kind: str) -> None:
         assert (found["prompt_tokens"], found["response_tokens"]) == (start, stop - start)
         assert found["text_tokens"] == len(row.ids)
         text = f"###Question: {example.instruction}\n###Answer: {example.response}"
-        assert found["text_bytes"] == len(text.encode())
+        unscored = "" if tokenizer.bos_token else tokenizer.decode(row.ids[:1])
+        assert found["text_bytes"] == len(text.encode()) - len(unscored)
         assert found["response_bytes"] == len(f" {example.response}".encode())
         nats, count, bytes_said = nats + response, count + stop - start, bytes_said + found["response_bytes"]
     value = {(row["property"], row["statistic"]): row["value"] for row in data_properties(table, 0).to_pylist()}
@@ -260,6 +266,22 @@ def test_bits_per_byte_of_uniform_letters_are_four_whatever_the_tokens(length: i
     np.testing.assert_allclose(bits, 4.0, rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("start", ["", "<s>"])
+def test_bytes_are_those_of_the_text_that_is_scored_whatever_special_tokens_are_called(kind: str, start: str) -> None:
+    """A chat template that writes a BOS or not, and marks of turns: neither they nor EOS have bytes."""
+    tokenizer = KINDS[kind]()
+    tokenizer.chat_template = start + CHAT
+    model = _model("llama", len(tokenizer))
+    examples = [Example("Name it.", "Yes, é", (("What is it?", "Paris"),))]
+    rows = fitting_rows(model, tokenizer, examples, Template("chat"), LENGTH)
+    [found] = example_table(rows, read_rows(model, rows.tokens, 3, BUDGET), tokenizer).to_pylist()
+    said = ["user\nWhat is it?\n", "assistant\nParis\n", "user\nName it.\n", "assistant\nYes, é"]
+    assert found["text_bytes"] == sum(len(part.encode()) for part in said)
+    assert found["response_bytes"] == len("Paris") + len("Yes, é".encode())
+    assert found["response_words"] == 3
+
+
 # bad input
 
 
@@ -290,8 +312,12 @@ def test_a_text_that_the_tokenizer_makes_nothing_of_is_refused_by_number() -> No
     model = _model("llama", len(tokenizer))
     with pytest.raises(ValueError, match="text 2: the tokenizer makes no token of it that can be scored"):
         log_likelihoods(model, tokenizer, ["What is it?", ""], LENGTH, 3, 64)
-    with pytest.raises(ValueError, match="text 1: the tokenizer makes no token of it"):
+    with pytest.raises(ValueError, match=r"text 1: the tokenizer makes no token of it$"):
         centroid_of(model, [TokenisedRow.from_token([], 1)], 0, 64)
+    with pytest.raises(ValueError, match=r"text 8: the tokenizer makes no token of it$"):
+        centroid_of(model, [TokenisedRow.from_token([], 1)], 0, 64, [7])
+    with pytest.raises(ValueError, match="text 8: the tokenizer makes no token of it that can be scored"):
+        read_rows(model, [TokenisedRow.from_token([2], 1)], 0, 64, [7])
 
 
 def test_weights_that_are_not_numbers_give_no_numbers() -> None:
@@ -301,6 +327,9 @@ def test_weights_that_are_not_numbers_give_no_numbers() -> None:
         model.get_input_embeddings().weight[tokenizer("é", add_special_tokens=False)["input_ids"][0]] = math.nan
     with pytest.raises(ValueError, match="text 3: its log-probability is not finite"):
         _examples_under(model, tokenizer)
+    long = Example("Name it", "x" * 2 * LENGTH)
+    with pytest.raises(ValueError, match="text 5: its log-probability is not finite"):  # by its place among all rows
+        _examples_under(model, tokenizer, [long, EXAMPLES[0], long, EXAMPLES[1], EXAMPLES[2]])
     with pytest.raises(ValueError, match="hidden state 0 of 0 to 3 is not finite for one of the texts"):
         centroid_of(model, tokenise_examples(EXAMPLES, tokenizer, PAPER, LENGTH), 3, BUDGET)
     assert _examples_under(model, tokenizer, EXAMPLES[:2])[0].num_rows == 2
@@ -313,7 +342,7 @@ def test_a_response_without_bytes_has_none_per_byte() -> None:
 
     def table(*responses: str) -> pa.Table:
         rows = fitting_rows(model, tokenizer, [Example("Name it", one) for one in responses], template, LENGTH)
-        return example_table(rows, read_rows(model, rows.tokens, 3, BUDGET), tokenizer.eos_token)
+        return example_table(rows, read_rows(model, rows.tokens, 3, BUDGET), tokenizer)
 
     examples = table("Paris", "")
     assert examples["response_bytes"].to_pylist() == [5, 0]

@@ -265,6 +265,18 @@ def test_measuring_a_merged_lora_leaves_the_base_exact(family: str) -> None:
     assert all(torch.equal(weight, tuned.base.original[f"{name}.weight"]) for name, weight in frozen.items())
 
 
+@pytest.mark.parametrize("family", ["gemma2", "llama"])
+@pytest.mark.parametrize(("target", "other"), [("lm_head", "model.embed_tokens"), ("embed_tokens", "lm_head")])
+def test_lora_of_one_of_two_modules_that_share_their_weight_is_refused(family: str, target: str, other: str) -> None:
+    base, method = tiny_base(family), MethodSpec(name="ends", kind="lora", rank=2, targets=(target, "q_proj"))
+    if family == "llama":  # whose output layer has a weight of its own
+        assert len(apply_method(base, method, 0).lora_modules()) == 3
+        return
+    with pytest.raises(ValueError, match=rf"^methods\.ends\.targets: \S*{target} has the weight of {other} too"):
+        apply_method(base, method, 0)
+    assert {name for name, _ in base.model.named_parameters()} == base.original.keys(), "no adapter is left on the base"
+
+
 @pytest.mark.parametrize("kind", METHODS)
 def test_only_the_layers_of_a_depth_range_move(kind: str) -> None:
     method = METHODS[kind].model_copy(update={"depth": (0.9, 1.0)})

@@ -118,6 +118,16 @@ def test_checkpoints_measured_apart_have_the_numbers_of_those_measured_in_place(
     assert open_storage(apart.storage).names("checkpoints", unit.key) == ["epoch-0003"]
 
 
+def test_updates_are_compared_at_the_last_epoch_that_is_measured(content: dict[str, Any]) -> None:
+    sweep = _sweep(content)
+    block = sweep.grid[0].model_copy(update={"measure": (1, 2)})
+    sweep = sweep.model_copy(update={"grid": (block,)})
+    _run(sweep)
+    reduce_sweep(sweep, open_storage(sweep.storage))
+    assert {(row["epochs"], row["epoch"]) for row in _table(sweep, "weight_change")} == {(3, 1), (3, 2)}
+    assert {row["epoch"] for row in _table(sweep, "weight_sketches")} == {2}
+
+
 def test_a_measurement_that_lacks_its_checkpoint_trains_again_and_commits_no_training_twice(
     content: dict[str, Any],
 ) -> None:

@@ -32,6 +32,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {"kind": "lora", "rank": 4, "alpha": 6},
     "rslora": {"kind": "lora", "rank": 4, "alpha": 6, "rslora": True},
     "dora": {"kind": "lora", "rank": 4, "alpha": 6, "dora": True},
+    "dora of an end": {"kind": "lora", "rank": 4, "alpha": 6, "dora": True, "targets": ("embed_tokens",)},
+    "rank above": {"kind": "lora", "rank": 24, "alpha": 6, "targets": ("k_proj", "v_proj")},
+    "ends": {"kind": "lora", "rank": 4, "alpha": 6, "targets": ("embed_tokens", "lm_head", "q_proj")},
 }
 
 
@@ -79,12 +82,37 @@ def saved(base: Base, method: str, folder: Path, shards: str = "50GB") -> tuple[
     return folder / "base", folder / "tuned", rows
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["full", "lora", "rslora", "dora"])
 @pytest.mark.parametrize("name", BASES)
 def test_folders_have_the_numbers_of_models_in_memory(name: str, method: str, tmp_path: Path) -> None:
     if (name, method) == ("gpt2", "dora"):
         pytest.skip("peft's DoRA does not fit transposed layers")
     base, tuned, rows = saved(BASES[name](), method, tmp_path)
+    assert weight_change_of_folders(base, tuned).to_pylist() == rows
+
+
+@pytest.mark.parametrize("method", ["rank above", "ends"])
+def test_an_adapter_of_few_outputs_or_of_the_ends_has_the_numbers_of_memory(method: str, tmp_path: Path) -> None:
+    base, tuned, rows = saved(tiny_base("llama"), method, tmp_path)
+    saves_base = any(".base_layer." in name for name in load_file(tuned / "adapter_model.safetensors"))
+    assert saves_base == (method == "ends"), "peft saves the weights of the ends beside their matrices"
+    assert weight_change_of_folders(base, tuned).to_pylist() == rows
+
+
+def test_dora_of_an_embedding_is_refused(tmp_path: Path) -> None:
+    base = tiny_base("llama")
+    base.model.save_pretrained(tmp_path / "base")
+    moved(base, "dora of an end").model.save_pretrained(tmp_path / "tuned")
+    with pytest.raises(WeightsError, match=r"^DoRA of model\.embed_tokens\.weight, an embedding, is not measured$"):
+        weight_change_of_folders(tmp_path / "base", tmp_path / "tuned")
+
+
+def test_weights_that_lie_there_twice_are_read_once(folders: tuple[Path, Path]) -> None:
+    base, tuned = folders
+    rows = weight_change_of_folders(base, tuned).to_pylist()
+    for folder in folders:  # as Mistral's folders: their own layout, with names of its own and with equal ones
+        weights = load_file(folder / "model.safetensors")
+        save_file({"layers.0.attention.wq.weight": torch.ones(4, 4), **weights}, folder / "consolidated.safetensors")
     assert weight_change_of_folders(base, tuned).to_pylist() == rows
 
 
@@ -221,6 +249,14 @@ def another_width(base: Path, tuned: Path) -> None:
     rewrite(tuned, lambda weights: {**weights, EMBEDDING: weights[EMBEDDING][:, :16]})
 
 
+def scaled(base: Path, tuned: Path) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    rewrite(
+        tuned,
+        lambda weights: {**weights, name: weights[name].to(torch.float8_e4m3fn), f"{name}_scale_inv": torch.ones(1)},
+    )
+
+
 def index(base: Path, tuned: Path, **files: str) -> None:
     names = dict.fromkeys(load_file(tuned / "model.safetensors"), "model.safetensors")
     (tuned / INDEX).write_text(json.dumps({"weight_map": {**names, **files}}))
@@ -263,6 +299,10 @@ BAD: dict[str, tuple[Callable[[Path, Path], None], str]] = {
         r"names \.\./base/model\.safetensors, which is not in the folder itself",
     ),
     "truncated": (truncate, r"model\.safetensors: not a readable safetensors file"),
+    "quantised": (
+        scaled,
+        r"model\.safetensors: holds model\.layers\.0\.mlp\.up_proj\.weight_scale_inv, so its weights are quantised",
+    ),
     "no weights": (lambda base, tuned: (tuned / "model.safetensors").unlink(), r"holds no \.safetensors file"),
     "no folder": (lambda base, tuned: shutil.rmtree(tuned), r"tuned: no such folder"),
     "no JSON": (
@@ -303,8 +343,16 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
             lambda own: {**own, "base_model.model.score.weight": own[Q].clone()},
             r"holds score\.weight, which the base .* does not",
         ),
+        (lambda own: {}, r"tuned: holds no weights to compare with those of .*base"),
     ],
-    ids=["another module", "another width", "a matrix is missing", "not finite", "a module that is not there"],
+    ids=[
+        "another module",
+        "another width",
+        "a matrix is missing",
+        "not finite",
+        "a module that is not there",
+        "nothing",
+    ],
 )
 def test_a_bad_adapter_is_one_line(change: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=message):
@@ -313,7 +361,12 @@ def test_a_bad_adapter_is_one_line(change: Any, message: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"peft_type": "IA3"}, "peft_type is 'IA3'"), ({"init_lora_weights": "pissa_niter_4"}, "changes the base itself")],
+    [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights pissa_niter_4 changes the base itself"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights lora_ga changes the base itself"),
+        ({"kasa_config": {"beta": 1e-4}}, "kasa_config changes the base itself"),
+    ],
 )
 def test_an_adapter_of_another_kind_is_refused(fields: Row, message: str, tmp_path: Path) -> None:
     base, tuned = adapted(tmp_path, lambda own: own)

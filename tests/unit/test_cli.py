@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
 from raysft.cli import app, job
+from tests.unit.synthetic_tables import Sweep as Axes
+from tests.unit.synthetic_tables import synthetic_tables, write_tables
 
 pytestmark = pytest.mark.unit
 
@@ -177,6 +180,21 @@ def test_reports_need_tables(content: Content, write_sweep: Write) -> None:
         ended = _call(command, write_sweep(content))
         assert ended.exit_code == 2
         assert "no tables yet; `raysft reduce` makes them" in ended.stderr
+
+
+@pytest.mark.parametrize("command", ["study", "report"])
+def test_the_threshold_of_the_map_can_be_given(content: Content, write_sweep: Write, command: str) -> None:
+    """As it is in the map of another study, so that distances of both compare."""
+    tables = synthetic_tables(Axes(models=["m"], datasets=["a"], epochs=1, layers=1, texts=5))
+    write_tables(tables, Path(content["storage"]) / "tables")
+    path = write_sweep(content)
+    assert _call(command, path, "--clip-below", -57.5).exit_code == 0
+    points = pq.read_table(Path(content["storage"]) / "study" / "tables" / "map.parquet")
+    assert set(points["clipped_below"].to_pylist()) == {-57.5}
+    for wrong in ("nan", "3", "low"):
+        ended = _call(command, path, "--clip-below", wrong)
+        assert ended.exit_code == 2
+        assert "--clip-below" in ended.stderr
 
 
 def test_init_writes_a_sweep_that_reads_and_never_overwrites(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,30 @@ def test_the_plan_of_an_empty_storage_misses_everything(content: Content, tmp_pa
     plan = make_plan(parse_sweep(content, "test"), open_storage(str(tmp_path / "nothing")))
     assert all(done == 0 for done, _ in plan.count_by_stage().values())
     assert not (tmp_path / "nothing").exists()
+
+
+def test_geometry_of_a_mixture_is_of_the_texts_of_its_size(content: Content) -> None:
+    """A mixture of another size begins with other texts, so that its base is embedded for each size; of a plain
+    dataset the first texts are the same."""
+    content["datasets"].append({"name": "both", "mixture": {"of": ["capitals", "addition"]}})
+    content["probes"]["intrinsic_dimension"] = {"texts": 20, "neighbours": 4}
+    content["grid"][0]["sizes"] = [24, 32]
+    works = [
+        work
+        for work in make_plan(parse_sweep(content, "test")).geometry
+        if work.stage == "embed" and work.subject.trial is None
+    ]
+    count = Counter(work.about for work in works)
+    assert count == {"capitals": 1, "addition": 1, "both": 2}
+    compared = {
+        (work.about, work.before)
+        for work in make_plan(parse_sweep(content, "test")).geometry
+        if work.stage == "intrinsic_dimension"
+    }
+    assert len(compared) == 4
+
+
+def test_more_neighbours_than_a_trial_has_texts_is_refused(content: Content) -> None:
+    content["probes"]["intrinsic_dimension"] = {"texts": 200}
+    with pytest.raises(SpecError, match=r"100 neighbours take 102 texts, datasets.capitals at size 32 has 32"):
+        make_plan(parse_sweep(content, "test"))

@@ -23,7 +23,7 @@ def _content(epochs: Any = None) -> dict[str, Any]:
         "methods": [{"name": "full", "kind": "full"}],
         "grid": [{"sizes": [32], "epochs": [4], "measure": [1, 2, 4]}],
         "evaluation": {"tasks": []},
-        "probes": {"log_likelihood": {"texts": "skills", **probe}},
+        "probes": {"log_likelihood": {"texts": "skills", **probe}, "intrinsic_dimension": None},
     }
 
 
@@ -34,7 +34,7 @@ def _keys(epochs: Any = None) -> dict[int | None, str]:
 
 
 def test_without_more_said_it_is_the_base_and_the_last_under_the_keys_of_before() -> None:
-    assert _keys() == _keys("last") == {0: "04a12f8d7e74f705328e", 4: "4e1935233ab6188bca9d"}
+    assert _keys() == _keys("last") == {0: "3f2f8f8440e537911f98", 4: "3b37dfba900d5514bc62"}
 
 
 @pytest.mark.parametrize(("epochs", "taken"), [("all", [0, 1, 2, 4]), ([1], [0, 1]), ([4, 2], [0, 2, 4])])

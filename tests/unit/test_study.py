@@ -14,6 +14,7 @@ import pytest
 
 from raysft.store.schema import TABLES
 from raysft.study.association import associate, within
+from raysft.study.depth import intrinsic_dimension_by_depth
 from raysft.study.gains import gain_matrix, gain_table, primary_metric
 from raysft.study.maps import centred, model_map
 from raysft.study.matching import matches
@@ -306,6 +307,24 @@ def test_intrinsic_dimension_is_set_beside_that_of_the_base_on_the_same_texts(st
     assert len(rows) == 28 * 5 * 5
     assert [row["change"] for row in rows] == pytest.approx([-1.5 * row["depth"] for row in rows])
     assert all(row["texts_of"] == row["dataset"] for row in rows)
+
+
+def test_a_checkpoint_is_set_beside_its_base_on_the_same_texts_and_no_others() -> None:
+    """Two sizes of one dataset, two text sets of its base; and no change where they hold other numbers of texts."""
+    place = {"model": "m", "texts_of": "d", "layer": 1, "depth": 0.5, "estimator": "twonn", "scale": 2}
+    bases = [
+        {**place, "same_texts": texts, "value": value, "n": n} for texts, value, n in [("a", 5.0, 9), ("b", 7.0, 99)]
+    ]
+    trials = [
+        {**place, "trial": trial, "dataset": "d", "method": "full", "epoch": 1, "epochs": 1, "value": 6.0}
+        | {"same_texts": texts, "n": n}
+        for trial, texts, n in [("x", "a", 9), ("y", "b", 99), ("z", "b", 98)]
+    ]
+    table = pa.Table.from_pylist([*bases, *trials], schema=TABLES["intrinsic_dimension"])
+    rows = intrinsic_dimension_by_depth(table, dict.fromkeys("xyz", "full")).to_pylist()
+    found = {row["trial"]: (row["before"], row["after"], row["change"]) for row in rows}
+    assert len(rows) == 3
+    assert found == {"x": (5.0, 6.0, 1.0), "y": (7.0, 6.0, -1.0), "z": (7.0, 6.0, None)}
 
 
 def likelihoods(vectors: dict[str, np.ndarray]) -> pa.Table:

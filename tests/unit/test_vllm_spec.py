@@ -66,10 +66,18 @@ def test_only_evaluations_by_vllm_have_other_keys_and_only_what_changes_numbers_
     assert {**plain, "evaluate": None} == {**vllm, "evaluate": None}
     elsewhere = {"python": "/opt/vllm/bin/python", "gpu_memory_utilization": 0.5, "tensor_parallel": 2}
     assert _keys(_sweep(content, **elsewhere, max_model_len=512, options={"enforce_eager": True})) == vllm
-    exact = _keys(_sweep(content, dtype="float32"))["evaluate"]
-    quantised = _keys(_sweep(content, options={"quantization": "fp8"}))["evaluate"]
-    assert not exact & quantised
-    assert not (exact | quantised) & vllm["evaluate"]
+    speed = {"enforce_eager": True, "max_num_seqs": 8, "block_size": 32, "enable_prefix_caching": False}
+    assert _keys(_sweep(content, options=speed)) == vllm
+    changing: list[dict[str, Any]] = [
+        {"quantization": "fp8"},
+        {"rope_scaling": {"factor": 2.0}},
+        {"logits_processors": ["mine.Processor"]},
+        {"load_format": "dummy"},
+        {"an_option_of_next_year": 1},
+    ]
+    others = [_keys(_sweep(content, options=speed | options))["evaluate"] for options in changing]
+    others += [vllm["evaluate"], _keys(_sweep(content, dtype="float32"))["evaluate"]]
+    assert len(set.union(*others)) == sum(map(len, others))
 
 
 @pytest.mark.parametrize(

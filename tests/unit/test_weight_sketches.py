@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -164,6 +165,46 @@ def test_overlaps_of_leading_directions_are_near_those_of_the_whole_vectors() ->
         rights.append(pairs[0]["right_overlap"])
     assert np.mean(lefts) == pytest.approx(shared / 4, abs=0.04)
     assert np.mean(rights) == pytest.approx(0, abs=0.04)
+
+
+def test_overlaps_are_means_over_tensors_whichever_trials_have_them() -> None:
+    """Tensor by tensor the overlaps are 1 where two trials have the same update, and two trials lack one tensor."""
+    x, _ = pair("same directions")
+    few = {name: update for name, update in x.items() if name != NAMES[0]}
+    table = table_of({"a": measured(x), "b": measured(few), "c": measured(x)})
+    alone = table_of({"a": measured({NAMES[1]: x[NAMES[1]]}), "b": measured({NAMES[2]: x[NAMES[2]]})})
+    rows = update_similarity(table, {}).to_pylist()
+    assert len(rows) == 9
+    for row in rows:
+        assert (row["left_overlap"], row["right_overlap"]) == pytest.approx((1, 1), abs=1e-4)
+    assert {row["left_overlap"] for row in update_similarity(alone, {}).to_pylist()} == {None}
+
+
+def peak_of(trials: int, tensors: int) -> int:
+    """Most bytes that numpy and Python held while so many trials of one base were compared."""
+    generator = np.random.default_rng(0)
+    common: Row = {"model": "m", "method": "full", "epochs": 1, "epoch": 1, "layer": 0, "change_norm": 1.0}
+    rows: list[Row] = []
+    for trial in range(trials):
+        subject = {**common, "trial": f"{trial}", "dataset": f"{trial}"}
+        rows.append({**subject, "level": "layer", "sketch": generator.normal(size=WIDTH)})
+        for tensor in range(tensors):
+            sides = dict(zip(("left_directions", "right_directions"), generator.normal(size=(2, 128)), strict=True))
+            rows.append({**subject, "level": "tensor", "tensor": f"layers.0.{tensor}", **sides})
+    schema = TABLES["weight_sketches"]
+    table = pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
+    tracemalloc.start()
+    try:
+        update_similarity(table, {})
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_does_not_grow_with_pairs_times_tensors() -> None:
+    trials = 200
+    pairs = trials * (trials - 1) // 2
+    assert peak_of(trials, 24) - peak_of(trials, 4) < 20 * pairs * 8
 
 
 def test_lora_and_full_are_compared_where_both_moved() -> None:

@@ -13,7 +13,7 @@ from raysft.probes.weights import dense_update as dense
 from raysft.probes.weights.change import weight_change
 from raysft.probes.weights.dense_update import dense_update, frobenius_norm
 from raysft.probes.weights.low_rank import low_rank_update
-from raysft.probes.weights.measures import Measured
+from raysft.probes.weights.measures import Measured, WeightsError, weight_change_table
 from raysft.probes.weights.rows import Layout, TensorRows
 from raysft.spec.sweep import MethodSpec
 from tests.invariants.tiny_models import tiny_base
@@ -135,6 +135,20 @@ def test_low_rank_measures_are_those_of_the_product() -> None:
     assert found.mean_absolute_change == pytest.approx(float(update.abs().mean()), rel=0.02)
 
 
+@pytest.mark.parametrize("sizes", [(5, 300), (300, 5), (12, 10)], ids=["outputs", "inputs", "both"])
+def test_a_rank_above_the_outputs_or_inputs_is_measured_as_the_product(sizes: tuple[int, int]) -> None:
+    outputs, inputs = sizes
+    a, b = drawn(16, inputs), drawn(outputs, 16, seed=1)
+    found = low_rank_update("layers.0.mlp.up_proj.weight", a, b, 0.5, 1.0)
+    exact = change(0.5 * b @ a)
+    assert found.change_norm == pytest.approx(exact.change_norm, rel=1e-10)
+    assert found.singular_values == pytest.approx(exact.singular_values, rel=1e-8)
+    for ours, theirs in ((found.left, exact.left), (found.right, exact.right)):
+        assert ours is not None
+        assert theirs is not None
+        torch.testing.assert_close(overlap(ours, theirs), torch.ones(()).double(), rtol=0, atol=1e-3)
+
+
 def test_few_rows_of_a_low_rank_update_are_not_estimated() -> None:
     a, b = drawn(3, 50), drawn(40, 3, seed=1)
     assert low_rank_update("x", a, b, 0.5, 1.0).mean_absolute_change == pytest.approx(float((0.5 * b @ a).abs().mean()))
@@ -148,6 +162,25 @@ def test_unequal_rows_of_a_low_rank_update_are_estimated_within_a_few_percent() 
         exact = float((b @ a).abs().mean())
         worst = max(worst, abs(low_rank_update("x", a, b, 1.0, 1.0).mean_absolute_change / exact - 1))
     assert worst < 0.03
+
+
+def test_lora_of_an_embedding_is_measured_as_if_merged() -> None:
+    tuned = moved({"targets": ("embed_tokens", "lm_head")})
+    tensors = {row["tensor"]: row for row in weight_change(tuned).to_pylist() if row["level"] == "tensor"}
+    original = {name: tuned.base.original[name].double() for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    tuned.model.double().merge_adapter()
+    for name, module in tuned.lora_modules():
+        row = tensors.pop(f"{name}.weight".removeprefix("model."))
+        merged = module.get_base_layer().weight.detach() - original[f"{name}.weight"]
+        assert row["change_norm"] == pytest.approx(float(torch.linalg.matrix_norm(merged)), rel=1e-10)
+        assert row["singular_values"][:4] == pytest.approx(torch.linalg.svdvals(merged)[:4].tolist(), rel=1e-8)
+    assert not tensors
+
+
+def test_dora_of_an_embedding_is_refused() -> None:
+    tuned = moved({"targets": ("embed_tokens",), "dora": True})
+    with pytest.raises(WeightsError, match=r"^DoRA of model\.embed_tokens\.weight, an embedding, is not measured$"):
+        weight_change(tuned)
 
 
 def moved(options: dict[str, Any], family: str = "llama") -> Tuned:
@@ -177,7 +210,7 @@ def test_adapters_are_measured_as_if_merged(method: str) -> None:
         assert row["change_norm"] == pytest.approx(float(torch.linalg.matrix_norm(merged)), rel=rel)
         values = torch.linalg.svdvals(merged)[: len(row["singular_values"])]
         assert row["singular_values"] == pytest.approx(values.tolist(), rel=1e-5, abs=1e-8)
-        assert row["zero_fraction"] is None or method == "dora"
+        assert (row["zero_fraction"], row["dtype"], row["low_precision"]) == (None, "float32", False)
 
 
 def test_levels_pool_the_tensors_below_them() -> None:
@@ -222,6 +255,18 @@ def test_low_precision_weights_are_marked() -> None:
     found = weight_change(tuned).to_pylist()
     assert all(row["low_precision"] for row in found)
     assert {row["dtype"] for row in found} == {"bfloat16"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_eight_bits_are_low_precision(dtype: torch.dtype) -> None:
+    name, base = "layers.0.mlp.up_proj.weight", drawn(8, 8).float()
+    found = dense_update(name, rows(base), rows(base.to(dtype)), CPU)
+    assert {row["low_precision"] for row in weight_change_table([found], 1).to_pylist()} == {True}
+
+
+def test_a_tensor_without_entries_has_no_change() -> None:
+    empty = dense_update("layers.0.mlp.up_proj.weight", rows(torch.zeros(0, 8)), rows(torch.zeros(0, 8)), CPU)
+    assert {row["change_norm"] for row in weight_change_table([empty], 1).to_pylist()} == {0.0}
 
 
 def test_a_small_step_is_lost_in_bfloat16_and_the_zeros_tell() -> None:

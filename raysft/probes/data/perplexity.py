@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ from raysft.store.probe_schemas import EXAMPLES, PERPLEXITY
 
 @dataclass(frozen=True)
 class FittingRows:
-    """The rows of a dataset that fit a model: their places in it, tokens and texts. `left_out` counts the others."""
+    """The rows of a dataset that fit a model: their places among the examples, from 0, their tokens and their texts.
+    `left_out` counts the others."""
 
     places: list[int]
     tokens: list[TokenisedRow]
@@ -49,12 +51,19 @@ def fitting_rows(
     return FittingRows(places, [tokenised[place] for place in places], texts, len(examples) - len(places))
 
 
-def example_table(rows: FittingRows, reading: Reading, eos: str) -> pa.Table:
+def example_table(rows: FittingRows, reading: Reading, tokenizer: Any) -> pa.Table:
     """What one forward pass told of each row: a table of `schema.EXAMPLES`.
 
-    The response is all that the assistant says in a row; an EOS counts as a token and has no bytes.
+    The response is all that the assistant says in a row. Bytes are those of the text that was scored, so that bits per
+    byte compare between tokenizers: special tokens, whose names are a tokenizer's own, have none, and neither has a
+    row's first token, which nothing predicts and which is text where there is no BOS.
     """
-    said = [[one.text[start:stop].removesuffix(eos) for start, stop in one.spans] for one in rows.texts]
+    said, whole = [], []
+    special = _special_tokens(tokenizer)
+    for one, row in zip(rows.texts, rows.tokens, strict=True):
+        first = _unpredicted(one.text, int(row.ids[0]), tokenizer)
+        whole.append(special.split(one.text[first:]))
+        said.append([part for start, stop in one.spans for part in special.split(one.text[max(start, first) : stop])])
     supervised = [row.supervised for row in rows.tokens]
     return pa.Table.from_pydict(
         {
@@ -66,11 +75,24 @@ def example_table(rows: FittingRows, reading: Reading, eos: str) -> pa.Table:
             "response_tokens": supervised,
             "text_tokens": [len(row.ids) for row in rows.tokens],
             "response_bytes": [sum(len(text.encode()) for text in own) for own in said],
-            "text_bytes": [len(one.text.removesuffix(eos).encode()) for one in rows.texts],
+            "text_bytes": [sum(len(text.encode()) for text in own) for own in whole],
             "response_words": [sum(len(words(text)) for text in own) for own in said],
         },
         schema=EXAMPLES,
     )
+
+
+def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """What finds a tokenizer's special tokens in a text: BOS, EOS, and what a chat template sets turns apart with."""
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    names = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names)))
+
+
+def _unpredicted(text: str, first: int, tokenizer: Any) -> int:
+    """Characters of `text` that are its first token's, if that is no special one: after a BOS there are none."""
+    beginning = str(tokenizer.decode([first], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    return len(beginning) if text.startswith(beginning) else 0  # part of a character is none
 
 
 def data_properties(examples: pa.Table, left_out: int) -> pa.Table:

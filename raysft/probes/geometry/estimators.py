@@ -63,10 +63,11 @@ def mle(distances: Distances) -> float:
     1 / d is the mean over points, and over their k - 1 nearer neighbours j, of log(r_k / r_j). As scikit-dimension's
     `MLE().fit(X, n_neighbors=k, comb="mle")`; NaN if k < 2 or no two distances differ.
     """
-    if distances.shape[1] < 2:
+    if distances.shape[1] < 2 or not len(distances):
         return float("nan")
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(1 / np.mean(np.log(distances[:, -1:] / distances[:, :-1])))
+        mean = float(np.mean(np.log(distances[:, -1:] / distances[:, :-1])))
+    return 1 / mean if mean > 0 else float("nan")
 
 
 def gride(distances: Distances, order: int) -> float:

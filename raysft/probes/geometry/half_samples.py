@@ -56,7 +56,7 @@ def intervals(
     spans = {}
     for place, value in estimates.items():
         error = float(np.sqrt(np.mean(np.square(differences[place])))) / 2
-        spans[place] = (max(0.0, value - _QUANTILE * error), value + _QUANTILE * error)
+        spans[place] = (float(np.maximum(0.0, value - _QUANTILE * error)), value + _QUANTILE * error)
     return spans
 
 

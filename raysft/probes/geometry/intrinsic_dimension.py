@@ -22,10 +22,12 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Texts:
-    """What a layer's points are of: the dataset, and how many texts were left out before because they were repeated."""
+    """What a layer's points are of: the dataset, how many texts were left out before because they were repeated, and
+    what is equal wherever the texts are the same."""
 
     dataset: str
     repeated: int = 0
+    same: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def layer_estimates(
     table = table_of(chosen, min(_depth(probe), len(chosen) - 1))
     common = {
         "texts_of": texts.dataset,
+        "same_texts": texts.same,
         "layer": layer,
         "depth": layer / layers if layers else 0.0,
         "n": len(chosen),

@@ -10,7 +10,7 @@ import torch
 from raysft.models.layers import Architecture, parts_of
 from raysft.probes.weights.dense_update import dense_update
 from raysft.probes.weights.low_rank import low_rank_update
-from raysft.probes.weights.measures import Measured
+from raysft.probes.weights.measures import Measured, WeightsError
 from raysft.probes.weights.rows import Rows, Weights, dtype_name
 
 
@@ -35,6 +35,17 @@ class Adapter:
             yield replace(self, name=part.name, b=self.b[rows], magnitude=magnitude)
 
 
+def embedding_adapter(name: str, a: torch.Tensor, b: torch.Tensor, scaling: float, dora: bool) -> Adapter:
+    """The adapter of an embedding from peft's matrices, `a` (r, vocabulary) and `b` (width, r): of its transpose.
+
+    Raises:
+        WeightsError: DoRA, whose magnitudes are here those of columns.
+    """
+    if dora:
+        raise WeightsError(f"DoRA of {name}, an embedding, is not measured")
+    return Adapter(name, b.T, a.T, scaling)  # (B A)^T = A^T B^T
+
+
 def adapter_updates(
     base: Weights, adapters: Iterable[Adapter], base_norm: Callable[[str], float], device: torch.device
 ) -> Iterator[Measured]:
@@ -42,7 +53,9 @@ def adapter_updates(
     for one in adapters:
         rows = base[one.name]
         if one.magnitude is not None:
-            yield dense_update(one.name, rows, DoraRows(rows, one, device), device)
+            measured = dense_update(one.name, rows, DoraRows(rows, one, device), device)
+            # Rows are made in fp64; what was trained are the matrices, and of them no entry of the weights stays.
+            yield replace(measured, dtype=dtype_name(one.b.dtype), zero_fraction=None)
         else:
             a, b = one.a.to(device), one.b.to(device)
             yield low_rank_update(one.name, a, b, one.scaling, base_norm(one.name), dtype_name(rows.dtype))

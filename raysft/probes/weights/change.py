@@ -10,7 +10,7 @@ import torch
 
 from raysft.models.layers import architecture_of, layer_count
 from raysft.models.methods import Tuned
-from raysft.probes.weights.adapters import Adapter, adapter_updates
+from raysft.probes.weights.adapters import Adapter, adapter_updates, embedding_adapter
 from raysft.probes.weights.dense_update import dense_update, frobenius_norm
 from raysft.probes.weights.measures import weight_change_table
 from raysft.probes.weights.rows import weights_in_memory
@@ -23,7 +23,7 @@ def weight_change(tuned: Tuned) -> pa.Table:
     A table of `schema.WEIGHT_CHANGE`. Norms of the base are kept with it, for its next checkpoint.
 
     Raises:
-        WeightsError: a weight is not finite.
+        WeightsError: a weight is not finite, or DoRA adapts an embedding.
     """
     base, device = tuned.base, next(tuned.model.parameters()).device
     architecture = architecture_of(base.model.config.to_dict())
@@ -46,6 +46,11 @@ def weight_change(tuned: Tuned) -> pa.Table:
 def _adapters(tuned: Tuned) -> Iterator[Adapter]:
     adapter: Any = "default"
     for name, module in tuned.lora_modules():
+        weight, scaling = f"{name}.weight", module.scaling[adapter]
+        if adapter in module.lora_embedding_A:
+            a, b = module.lora_embedding_A[adapter], module.lora_embedding_B[adapter]
+            yield embedding_adapter(weight, a, b, scaling, tuned.method.dora)
+            continue
         a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
         magnitude = module.lora_magnitude_vector[adapter].weight if tuned.method.dora else None
-        yield Adapter(f"{name}.weight", a, b, module.scaling[adapter], magnitude)
+        yield Adapter(weight, a, b, scaling, magnitude)

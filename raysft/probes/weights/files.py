@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +18,8 @@ from raysft.probes.weights.measures import WeightsError
 from raysft.probes.weights.rows import Layout, layouts_of
 from raysft.store.layout import one_line
 
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_SCALE = re.compile(r"(?:.*[._])?weight_scale(?:_inv)?")  # what quantised weights are to be multiplied by
 _MAPPED = 32 << 20  # bytes read of a file until it is mapped anew, so that the pages read so far are let go
 _DTYPES = {
     "F64": torch.float64,
@@ -30,13 +32,19 @@ _DTYPES = {
 
 
 def tensors_of(path: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Name -> (sizes, dtype) of everything in a safetensors file that is a weight. WeightsError for a damaged one."""
+    """Name -> (sizes, dtype) of everything in a safetensors file that is a weight.
+
+    WeightsError for a damaged file, and for one of quantised weights, which mean nothing without their scales.
+    """
     try:
         with safe_open(path, framework="pt") as handle:
             slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118  it is no mapping
             found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: not a readable safetensors file ({one_line(error)})") from error
+    scale = next((name for name in found if _SCALE.fullmatch(name)), None)
+    if scale is not None:
+        raise WeightsError(f"{path}: holds {scale}, so its weights are quantised; save them dequantised first")
     return {name: (sizes, _DTYPES[dtype]) for name, (sizes, dtype) in found.items() if dtype in _DTYPES}
 
 
@@ -88,7 +96,8 @@ class ModelFolder:
     """A folder of safetensors with a config.json: its weights by canonical name, in `weights`.
 
     They are read in `dtype`, where that is given, or else in that of the files.
-    WeightsError for a folder without weights, a shard that its index names and that is not there, or that is damaged.
+    WeightsError for a folder without weights, for a shard that its index names and that is not there, that is damaged
+    or that holds quantised weights.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -178,6 +187,8 @@ def _shard_paths(folder: Path) -> Iterator[Path]:
         yield folder / file
     if not files:
         found = sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("trainer"))
+        # The one that `transformers` reads: a folder may hold the same weights again in another layout.
+        found = [path for path in found if path.name == SINGLE] or found
         if not found:
             raise WeightsError(f"{folder}: holds no .safetensors file; pickled weights are not read")
         yield from found

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from raysft.models.layers import layer_count, place_of
-from raysft.probes.weights.adapters import Adapter, adapter_updates
+from raysft.probes.weights.adapters import Adapter, adapter_updates, embedding_adapter
 from raysft.probes.weights.dense_update import dense_update, frobenius_norm
 from raysft.probes.weights.files import FileRows, MappedFile, ModelFolder, read_json, tensors_of
 from raysft.probes.weights.measures import Measured, WeightsError, weight_change_table
@@ -20,6 +20,8 @@ from raysft.probes.weights.rows import Rows, Weights, layouts_of
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
 CPU = torch.device("cpu")
 _RESIZED = ("embedding", "output")
+# Initialisations of peft that take what the matrices start from out of the base.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _FACTOR = re.compile(
     r"(?P<module>.+)\.(?P<kind>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
     r"(?:\.default)?(?:\.weight)?"
@@ -50,6 +52,8 @@ def weight_change_of_folders(
             measured = list(_full_changes(original, ModelFolder(checkpoint), device, norms_only))
     finally:
         original.close()
+    if not any(one.parameters for one in measured):
+        raise WeightsError(f"{checkpoint}: holds no weights to compare with those of {base}")
     return weight_change_table(measured, layer_count(original.weights), original.architecture.family)
 
 
@@ -100,14 +104,14 @@ def _sizes(rows: Rows) -> str:
 
 
 def _adapter_changes(base: ModelFolder, checkpoint: Path, device: torch.device) -> Iterator[Measured]:
-    config = read_json(checkpoint / ADAPTER_CONFIG)
-    if config.get("peft_type") != "LORA":
-        raise WeightsError(f"{checkpoint / ADAPTER_CONFIG}: peft_type is {config.get('peft_type')!r}; valid: 'LORA'")
+    config = _lora_config(checkpoint / ADAPTER_CONFIG)
     path, mapped = checkpoint / ADAPTER_FILE, MappedFile()
     found = tensors_of(path)
     factors: dict[str, dict[str, torch.Tensor]] = {}
     whole: dict[str, FileRows] = {}
     for name, (sizes, dtype) in found.items():
+        if ".base_layer." in name:
+            continue  # the base's own weight, which peft saves beside the matrices of an embedding or output layer
         match = _FACTOR.fullmatch(name)
         if match:
             factors.setdefault(match["module"], {})[match["kind"]] = mapped.tensor(path, name, 0)
@@ -132,29 +136,37 @@ def _adapter_changes(base: ModelFolder, checkpoint: Path, device: torch.device) 
     mapped.close()
 
 
+def _lora_config(path: Path) -> dict[str, Any]:
+    """The configuration of an adapter. WeightsError unless its matrices are all that it changes of the base."""
+    config = read_json(path)
+    if config.get("peft_type") != "LORA":
+        raise WeightsError(f"{path}: peft_type is {config.get('peft_type')!r}; valid: 'LORA'")
+    start = str(config.get("init_lora_weights", "")).lower()
+    changing = f"init_lora_weights {start}" if start.startswith(_CHANGES_BASE) else None
+    changing = "kasa_config" if config.get("kasa_config") else changing
+    if changing:
+        raise WeightsError(f"{path}: {changing} changes the base itself; merge it, and compare the merged model")
+    return config
+
+
 def _base_norm(weights: Weights, name: str, device: torch.device) -> float:
     return frobenius_norm(name, weights[name], device)
 
 
 def _adapter(module: str, own: Mapping[str, torch.Tensor], config: Mapping[str, Any], folder: Path) -> Adapter:
-    """The adapter of one module. WeightsError if a matrix is missing, or its initialisation changed the base."""
-    changed_base = str(config.get("init_lora_weights", "")).lower()
-    if changed_base.startswith(("pissa", "olora", "corda", "loftq")):
-        raise WeightsError(
-            f"{folder / ADAPTER_CONFIG}: init_lora_weights {changed_base} changes the base itself; merge it, and "
-            "compare the merged model"
-        )
-    pairs = (("lora_A", "lora_B"), ("lora_embedding_B", "lora_embedding_A"))
+    """The adapter of one module. WeightsError if a matrix is missing, or DoRA adapts an embedding."""
+    pairs = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
     pair = next((pair for pair in pairs if set(pair) & own.keys()), pairs[0])
     lacking = [kind for kind in pair if kind not in own]
     if lacking:
         raise WeightsError(f"{folder / ADAPTER_FILE}: holds no {lacking[0]} of {module}")
     a, b = (own[kind] for kind in pair)
-    if pair[0] == "lora_embedding_B":  # peft adapts the transposed embedding: (B A)^T = A^T B^T
-        a, b = a.T, b.T
+    magnitude = own.get("lora_magnitude_vector")
     path = module.removeprefix("base_model.model.")
     scaling = _scaling(path, a.shape[0], config)
-    return Adapter(f"{path}.weight", a, b, scaling, own.get("lora_magnitude_vector"))
+    if pair[0] == "lora_embedding_A":
+        return embedding_adapter(f"{path}.weight", a, b, scaling, magnitude is not None)
+    return Adapter(f"{path}.weight", a, b, scaling, magnitude)
 
 
 def _scaling(path: str, rank: int, config: Mapping[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""What an update s B A is, from its factors: everything by r x r matrices, the product never formed."""
+"""What an update s B A is, from its factors: everything by matrices of at most r x r, the product never formed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def low_rank_update(
         raise WeightsError(f"{name}: its LoRA matrices hold values that are not finite")
     q_b, r_b = torch.linalg.qr(b)
     q_a, r_a = torch.linalg.qr(a.T)
-    left, values, right = torch.linalg.svd(r_b @ r_a.T)
+    left, values, right = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
     moved = norm > 0
     return Measured(
         name=name,

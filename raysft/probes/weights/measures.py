@@ -18,7 +18,7 @@ _K = TypeVar("_K", bound=Hashable)
 
 RANK = 8  # leading singular values
 _ROUNDING = 1e-5  # of the largest singular value, in fp32
-LOW_PRECISION = ("bfloat16", "float16")
+LOW_PRECISION = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
 
 
 class WeightsError(ValueError):
@@ -119,6 +119,7 @@ def _tensor_row(one: _Placed) -> dict[str, Any]:
 def _pooled_row(members: Sequence[_Placed], level: str) -> dict[str, Any]:
     parts = [one.measured for one in members]
     parameters = sum(part.parameters for part in parts)
+    entries = max(1, parameters)  # a tensor may have none
     base, change = _root(part.base_norm for part in parts), _root(part.change_norm for part in parts)
     by_module = [
         _ratio(_root(part.change_norm for part in own), _root(part.base_norm for part in own))
@@ -136,8 +137,8 @@ def _pooled_row(members: Sequence[_Placed], level: str) -> dict[str, Any]:
         "change_norm": change,
         "relative_change": _ratio(change, base),
         "mean_relative_change": math.fsum(ratios) / len(ratios) if ratios else None,
-        "mean_absolute_change": math.fsum(part.mean_absolute_change * part.parameters for part in parts) / parameters,
-        "zero_fraction": math.fsum(known) / parameters if len(known) == len(parts) else None,
+        "mean_absolute_change": math.fsum(part.mean_absolute_change * part.parameters for part in parts) / entries,
+        "zero_fraction": math.fsum(known) / entries if len(known) == len(parts) else None,
         "dtype": dtypes.pop() if len(dtypes) == 1 else None,
         "low_precision": any(_is_low(part) for part in parts),
         "rows_left_out": sum(part.rows_left_out for part in parts),

@@ -17,7 +17,6 @@ from typing import Any
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 __all__ = ["LLM", "RequestOutputKind", "SamplingParams"]
-__version__ = "0.0.0+stand.in"
 
 _AT_ONCE = 3  # requests of a step: fewer than are asked, so that they wait for each other
 
