@@ -1,6 +1,6 @@
 """Time of the quickstart, from an empty storage to the report, and of running it again.
 
-    python benchmarks/quickstart.py benchmarks/results/quickstart.json
+    python benchmarks/quickstart.py benchmarks/results/quickstart.json [STORAGE]
 
 Wall seconds of the whole command, as a user waits for it; installing is not in them. One run: these are minutes, to be
 read as such.
@@ -32,9 +32,10 @@ def timed(command: list[str]) -> tuple[float, str]:
     return time.perf_counter() - started, done.stdout
 
 
-def main(out: Path) -> None:
-    """Run the quickstart twice in a storage of its own and write what it took."""
-    with tempfile.TemporaryDirectory() as storage:
+def main(out: Path, kept: Path | None = None) -> None:
+    """Run the quickstart twice in a storage of its own, or in the empty folder `kept`, and write what it took."""
+    with tempfile.TemporaryDirectory() as scratch:
+        storage = str(kept or scratch)
         command = [sys.executable, "-m", "raysft.cli", "run", str(SWEEP), "--storage", storage]
         first, said = timed(command)
         second, _ = timed(command)
@@ -64,4 +65,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))
