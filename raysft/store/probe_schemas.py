@@ -103,8 +103,8 @@ WEIGHT_CHANGE = pa.schema(
         column(
             "low_precision",
             FLAG,
-            "whether a difference was taken from weights in bfloat16, float16 or 8 bits, which lose what is small beside "
-            "them",
+            "whether a difference was taken from weights in bfloat16, float16 or 8 bits, which lose what is small "
+            "beside them",
         ),
         column("rows_left_out", WHOLE, "rows of a resized vocabulary that only one of the two has", "rows"),
         column("sketch", pa.list_(pa.float32()), "of a layer, or of all outside (raysft/probes/weights/sketches.py)"),
