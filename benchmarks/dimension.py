@@ -24,6 +24,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -79,12 +80,14 @@ def with_intervals(points: np.ndarray, device: str) -> Values:
 def whole_layer(points: np.ndarray, device: str) -> Values:
     """All that the probe does to a layer."""
     from raysft.probes.geometry.intrinsic_dimension import Texts, layer_estimates
+    from raysft.probes.geometry.neighbours import neighbour_table
     from raysft.spec.probes import IntrinsicDimensionProbe
 
     probe = IntrinsicDimensionProbe(
         texts=len(points), neighbours=NEIGHBOURS, mle_neighbours=MLE_NEIGHBOURS, half_samples=SPLITS
     )
-    rows = layer_estimates(points, 0, 0, probe, Texts("benchmark"), device).rows
+    table_of = partial(neighbour_table, device=device)
+    rows = layer_estimates(points, 0, 0, probe, Texts("benchmark"), table_of).rows
     return {f"{row['estimator']} {row['scale']}": row["value"] for row in rows if row["scale"]}
 
 
