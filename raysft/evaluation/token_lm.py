@@ -6,6 +6,7 @@ Texts become the same tokens as in lm-eval's own HF backend, and are cut in the 
 from __future__ import annotations
 
 import uuid
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -100,13 +101,13 @@ class TokenLM(HFLM):
                 self.endless.add(generation_key(*requests[place].args))
         return [text for text in texts if text is not None]
 
+    @abstractmethod
     def _wanted(self, context: str, options: dict[str, Any]) -> tuple[Wanted, list[str]] | None:
         """A generation with its stop sequences; None for one that is left to lm-eval's own backend."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _generate(self, rows: Sequence[Wanted]) -> None:
         """Fill in what is added to each."""
-        raise NotImplementedError
 
     def _pair(self, texts: tuple[str, str]) -> Pair:
         """As lm-eval's `TemplateLM.loglikelihood` has it."""

@@ -9,7 +9,8 @@
   models/<key>/                      base models that the project pretrained
   tokens/<key>/                      tokenised rows, for every trial that reads the same; made again where they lack
   checkpoints/<trial>/epoch-<n>/     weights, complete once manifest.json is there
-  embeddings/<key>/                  pooled hidden states
+  embeddings/<key>/                  pooled hidden states, until the estimates of them are there
+  embeddings/.gathering-<key>/       parts of them while they are made; what is there after a kill is not made again
   tables/  study/  report/           what `reduce`, `study` and `report` make; always rebuilt from results
 ```
 """
