@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -80,9 +81,9 @@ def within(x: Reals, y: Reals, groups: Sequence[Sequence[str]]) -> Within:
     x, y = x[both], y[both]
     if x.size < FEWEST:
         return Within(reason=f"{x.size} common points, {FEWEST} needed")
-    dummies = np.hstack([_dummies(np.asarray(labels)[both]) for labels in groups])
-    fitted, _, rank, _ = np.linalg.lstsq(dummies, np.column_stack([x, y]), rcond=None)
-    x_left, y_left = (np.column_stack([x, y]) - dummies @ fitted).T
+    points = np.column_stack([x, y])
+    left, rank = fixed_effects_residuals(points, [np.asarray(labels)[both] for labels in groups])
+    x_left, y_left = left.T
     df = int(x.size - rank - 1)
     if df < 1:
         return Within(df=max(df, 0), reason="no degrees of freedom left after the fixed effects")
@@ -92,6 +93,17 @@ def within(x: Reals, y: Reals, groups: Sequence[Sequence[str]]) -> Within:
         return Within(df=df, reason="the gain does not vary within models and datasets")
     r = float(np.clip(x_left @ y_left / np.sqrt((x_left @ x_left) * (y_left @ y_left)), -1, 1))
     return Within(r, float(x_left @ y_left / (x_left @ x_left)), df, _p_of_r(r, df))
+
+
+def fixed_effects_residuals(values: Reals, groups: Sequence[Sequence[Any] | np.ndarray]) -> tuple[Reals, int]:
+    """What is left of each column of `values` (n, columns) after an effect of every level of every grouping.
+
+    Returns:
+        The residuals, shape (n, columns), and the rank of the effects. Without groups the effect is the mean.
+    """
+    dummies = np.hstack([np.ones((len(values), 1)), *(_dummies(np.asarray(labels)) for labels in groups)])
+    fitted, _, rank, _ = np.linalg.lstsq(dummies, values, rcond=None)
+    return values - dummies @ fitted, int(rank)
 
 
 def _dummies(labels: np.ndarray) -> Reals:
