@@ -1,7 +1,8 @@
 """What goes with gain: properties of the data as the base model sees it, and where in the stack the weights moved.
 
 Gains are clustered by model and by dataset: on null grids of 12 x 10, plain Pearson finds something in 28% of cases at
-a nominal 5%, fixed effects for model and dataset in 5.3%. So every row holds both coefficients.
+a nominal 5%, fixed effects for model and dataset in 5.3%. So every row holds both coefficients, and tests and intervals
+that move whole models and whole datasets (`raysft/study/correlation_tests.py`).
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ import pyarrow.compute as pc
 
 from raysft.study.association import associate, within
 from raysft.study.cells import Cell, Pair, Slice, gain_cells, slices
+from raysft.study.correlation_tests import correlation_tests, with_q
 from raysft.study.depth import depth_profiles
 from raysft.study.schema import CORRELATIONS
 from raysft.study.tables import from_rows
+
+LAYERWISE = "weight_change"
+"""Tested as what it is, one of many correlated layers, in `layer_tests`."""
 
 Row = dict[str, object]
 
@@ -37,7 +42,7 @@ def correlation_table(gains: pa.Table, properties: pa.Table, by_depth: pa.Table)
         *_similarity_rows(cells, parts, properties),
         *_depth_rows(parts, by_depth),
     ]
-    return from_rows(rows, CORRELATIONS)
+    return from_rows(with_q(rows), CORRELATIONS)
 
 
 def _row(predictor: str, part: Slice, x: Sequence[float], y: Sequence[float], *groups: Sequence[str]) -> Row:
@@ -62,6 +67,7 @@ def _row(predictor: str, part: Slice, x: Sequence[float], y: Sequence[float], *g
         "within_df": fixed.df,
         "within_p": fixed.p,
         "reason": plain.reason or fixed.reason,
+        **(correlation_tests(xs, ys, groups, mixed=part.scope != "task") if predictor != LAYERWISE else {}),
     }
 
 
@@ -103,7 +109,7 @@ def _similarity_rows(cells: list[Cell], parts: list[Slice], properties: pa.Table
     similarity = task_similarities(properties)
     if not similarity:
         return []
-    rows = [_pair_row("similarity", part, _mean_similarity(part.cells, similarity)) for part in parts]
+    rows = [_pair_row("similarity", part, mean_similarity(part.cells, similarity)) for part in parts]
     for variant in sorted({cell.variant for cell in cells}):
         ours = [cell for cell in cells if cell.variant == variant]
         known = [cell for cell in ours if (cell.model, cell.dataset, cell.task) in similarity]
@@ -114,7 +120,7 @@ def _similarity_rows(cells: list[Cell], parts: list[Slice], properties: pa.Table
     return rows
 
 
-def _mean_similarity(cells: Sequence[Cell], similarity: dict[tuple[str, str, str], float]) -> dict[Pair, float]:
+def mean_similarity(cells: Sequence[Cell], similarity: dict[tuple[str, str, str], float]) -> dict[Pair, float]:
     grouped: dict[Pair, list[float]] = defaultdict(list)
     for cell in cells:
         key = (cell.model, cell.dataset, cell.task)
@@ -130,5 +136,5 @@ def _depth_rows(parts: list[Slice], by_depth: pa.Table) -> list[Row]:
         ours = {pair: curve for (variant, pair), curve in profiles.curves.items() if variant == part.variant}
         for index, depth in enumerate(profiles.depths):
             values = {pair: float(curve[index]) for pair, curve in ours.items()}
-            rows.append({**_pair_row("weight_change", part, values), "depth": float(depth)})
+            rows.append({**_pair_row(LAYERWISE, part, values), "depth": float(depth)})
     return rows

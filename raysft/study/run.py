@@ -10,11 +10,15 @@ from typing import Any
 import pyarrow as pa
 
 from raysft.store.schema import TABLES
+from raysft.study.ceilings import noise_ceiling_table
 from raysft.study.checks import check_table
+from raysft.study.comparisons import comparison_table
 from raysft.study.correlate import correlation_table
 from raysft.study.depth import intrinsic_dimension_by_depth, weight_change_by_depth
 from raysft.study.gains import gain_matrix, gain_table
+from raysft.study.layer_tests import layer_test_table
 from raysft.study.maps import ModelMap, model_map
+from raysft.study.predict import prediction_table
 from raysft.study.schema import STUDY_TABLES
 from raysft.study.similarity import ENTRIES, Clustering, cluster, correlation_matrix, linkage_table, similarity_table
 from raysft.study.tables import read_tables, write_json, write_table
@@ -66,6 +70,10 @@ def study_of(sweep: Mapping[str, pa.Table], clip_below: float | None = None) -> 
         "similarity": similarity,
         "linkage": linkage_table(clusterings),
         "correlations": correlation_table(gains, sweep["data_properties"], changes),
+        "layer_tests": layer_test_table(gains, changes),
+        "matrix_comparisons": comparison_table(gains, placed.distances),
+        "noise_ceilings": noise_ceiling_table(gains),
+        "prediction": prediction_table(gains, sweep["data_properties"]),
         "weight_change_by_depth": changes,
         "update_similarity": updates,
         "update_similarity_means": update_similarity_means(updates),

@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from raysft.store.columns import FLAG, REAL, TEXT, WHOLE, column
 from raysft.store.schema import IDENTITY
+from raysft.study.statistics.schema import LAYER_TESTS, MATRIX_COMPARISONS, NOISE_CEILINGS, PREDICTION, TEST_COLUMNS
 
 _VARIANT = column("variant", TEXT, "method, and whatever else differs between trials of that method: size, epochs, ...")
 _FINAL = column("final", FLAG, "whether this is the trial's last measured epoch")
@@ -90,6 +91,7 @@ CORRELATIONS = pa.schema(
         column("within_df", WHOLE, "residual degrees of freedom of the fixed-effects fit"),
         column("within_p", REAL, "two-sided p of within_slope, Student's t"),
         column("reason", TEXT, "why a coefficient is null"),
+        *TEST_COLUMNS,
     ]
 )
 
@@ -229,6 +231,10 @@ STUDY_TABLES: dict[str, pa.Schema] = {
     "similarity": SIMILARITY,
     "linkage": LINKAGE,
     "correlations": CORRELATIONS,
+    "layer_tests": LAYER_TESTS,
+    "matrix_comparisons": MATRIX_COMPARISONS,
+    "noise_ceilings": NOISE_CEILINGS,
+    "prediction": PREDICTION,
     "weight_change_by_depth": WEIGHT_CHANGE_BY_DEPTH,
     "update_similarity": UPDATE_SIMILARITY,
     "update_similarity_means": UPDATE_SIMILARITY_MEANS,

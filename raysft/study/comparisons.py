@@ -1,0 +1,113 @@
+"""Whether two similarity matrices over the same tasks, datasets or models agree (Mantel's test).
+
+Compared are the gains' similarities of one variant with another's; for models those by task with those by dataset; and
+with the gains' similarities of models how near the base models' likelihoods are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raysft.study.association import pearson
+from raysft.study.gains import final_gains
+from raysft.study.matrix import Matrix, pivot
+from raysft.study.statistics.mantel import mantel
+from raysft.study.statistics.multiplicity import q_values
+from raysft.study.statistics.schema import MATRIX_COMPARISONS
+from raysft.study.tables import from_rows, select, texts
+
+# name of a matrix -> what it is over, and what one entry of its gain vectors is
+_VECTORS = {
+    "task": ("task", ("model", "dataset")),
+    "dataset": ("dataset", ("model", "task")),
+    "model": ("model", ("dataset", "task")),
+    "model by task": ("model", ("task",)),
+    "model by dataset": ("model", ("dataset",)),
+}
+
+Row = dict[str, Any]
+
+
+def comparison_table(gains: pa.Table, map_distances: pa.Table) -> pa.Table:
+    """Every comparison that can be made, of schema `MATRIX_COMPARISONS`; q is over all of them.
+
+    Args:
+        gains: the study's `gains`.
+        map_distances: the study's `map_distances`.
+    """
+    final = final_gains(gains)
+    variants = sorted(set(texts(final, "variant")))
+    similar = {
+        (variant, name): _similarities(select(final, variant=variant), over, entries)
+        for variant in variants
+        for name, (over, entries) in _VECTORS.items()
+    }
+    rows = [
+        _row(_VECTORS[name][0], f"{name}: {a}", f"{name}: {b}", similar[a, name], similar[b, name])
+        for name in ("task", "dataset", "model")
+        for a, b in combinations(variants, 2)
+    ]
+    for variant in variants:
+        by_task, by_dataset = similar[variant, "model by task"], similar[variant, "model by dataset"]
+        rows.append(_row("model", f"model by task: {variant}", f"model by dataset: {variant}", by_task, by_dataset))
+        nearness = _nearness(map_distances, similar[variant, "model"].rows)
+        if np.isfinite(nearness.values).any():
+            rows.append(
+                _row("model", f"model: {variant}", "minus KL of base models", similar[variant, "model"], nearness)
+            )
+    for row, q in zip(rows, q_values(np.array([row["p"] for row in rows], dtype=np.float64)), strict=True):
+        row["q"] = float(q)
+    return from_rows(rows, MATRIX_COMPARISONS)
+
+
+def _similarities(final: pa.Table, over: str, entries: tuple[str, ...]) -> Matrix:
+    """Pearson's r of the mean gain vectors of every two tasks, datasets or models."""
+    vectors = pivot(final, entries, over, "scaled_gain")
+    values = np.ones((len(vectors.columns),) * 2)
+    for i, j in combinations(range(len(values)), 2):
+        values[i, j] = values[j, i] = pearson(vectors.values[:, i], vectors.values[:, j])[0]
+    return Matrix(vectors.columns, vectors.columns, values)
+
+
+def _nearness(map_distances: pa.Table, models: tuple[str, ...]) -> Matrix:
+    """Minus the distance of every two base models on the map; NaN where there is none."""
+    at = {name: place for place, name in enumerate(models)}
+    values = np.full((len(models),) * 2, np.nan)
+    for a, b, distance in _base_pairs(map_distances):
+        if a in at and b in at:
+            values[at[a], at[b]] = values[at[b], at[a]] = -distance
+    return Matrix(models, models, values)
+
+
+def _base_pairs(map_distances: pa.Table) -> Iterator[tuple[str, str, float]]:
+    for row in map_distances.select(["a", "b", "two_kl"]).to_pylist():
+        if row["two_kl"] is not None:
+            yield row["a"], row["b"], row["two_kl"]
+
+
+def _row(kind: str, a: str, b: str, first: Matrix, second: Matrix) -> Row:
+    shared = sorted(set(first.rows) & set(second.rows))
+    x, y = (_of(matrix, shared) for matrix in (first, second))
+    plain, ranks = mantel(x, y), mantel(x, y, ranks=True, permutations=1)
+    return {
+        "kind": kind,
+        "a": a,
+        "b": b,
+        "n": plain.n,
+        "r": plain.r,
+        "spearman": ranks.r,
+        "p": plain.p,
+        "permutations": plain.permutations,
+        "exact": plain.exact,
+        "reason": plain.reason,
+    }
+
+
+def _of(matrix: Matrix, names: list[str]) -> np.ndarray:
+    at = [matrix.rows.index(name) for name in names]
+    return matrix.values[np.ix_(at, at)]

@@ -1,0 +1,64 @@
+"""Tests and intervals of one correlation with gain that know its points are clustered by model and by dataset."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from raysft.study.statistics.bootstrap import Interval, too_few_levels, two_way_interval
+from raysft.study.statistics.grid import Labels
+from raysft.study.statistics.mixed import Mixed, mixed_effects
+from raysft.study.statistics.multiplicity import q_values
+from raysft.study.statistics.permutation import permutation_test
+from raysft.study.tables import Reals
+
+Row = dict[str, Any]
+
+_TESTED = {"permutation_p": "permutation_q", "within_p": "within_q", "mixed_p": "mixed_q"}
+
+
+def correlation_tests(x: Reals, y: Reals, groups: Sequence[Labels], mixed: bool) -> Row:
+    """The columns `TEST_COLUMNS` of one row, but for q; `mixed` whether to fit the mixed-effects model, which is slow.
+
+    Args:
+        x: predictor, shape (points,).
+        y: gain, shape (points,).
+        groups: labels of models, datasets and whatever else is held fixed, one of each for every point.
+        mixed: whether to fit the mixed-effects model.
+    """
+    permuted = permutation_test(x, y, groups, fixed=False)
+    if permuted.reason is not None:
+        return {"tests_reason": permuted.reason}
+    plain, fixed = _interval(x, y, groups, fixed=False), _interval(x, y, groups, fixed=True)
+    fit = mixed_effects(x, y, groups) if mixed else Mixed()
+    return {
+        "permutation_p": float(permuted.p[0]),
+        "pearson_low": plain.low,
+        "pearson_high": plain.high,
+        "within_low": fixed.low,
+        "within_high": fixed.high,
+        "mixed_slope": fit.slope,
+        "mixed_stderr": fit.stderr,
+        "mixed_df": fit.df if np.isfinite(fit.p) else None,
+        "mixed_p": fit.p,
+        "tests_reason": plain.reason or fixed.reason or fit.reason,
+    }
+
+
+def _interval(x: Reals, y: Reals, groups: Sequence[Labels], fixed: bool) -> Interval:
+    known = np.isfinite(x) & np.isfinite(y)
+    few = too_few_levels([len(Counter(np.asarray(labels)[known].tolist())) for labels in groups])
+    return Interval(reason=few) if few else two_way_interval(x, y, groups, fixed)
+
+
+def with_q(rows: list[Row]) -> list[Row]:
+    """`rows` with q-values: a family is every predictor and task of one variant and scope, weight change by itself."""
+    families = [(row["variant"], row["scope"], "depth" in row) for row in rows]
+    for p, q in _TESTED.items():
+        values = np.array([row.get(p, np.nan) for row in rows], dtype=np.float64)
+        for row, value in zip(rows, q_values(values, families), strict=True):
+            row[q] = float(value)
+    return rows
