@@ -67,7 +67,7 @@ def _row(predictor: str, part: Slice, x: Sequence[float], y: Sequence[float], *g
         "within_df": fixed.df,
         "within_p": fixed.p,
         "reason": plain.reason or fixed.reason,
-        **(correlation_tests(xs, ys, groups, mixed=part.scope != "task") if predictor != LAYERWISE else {}),
+        **(correlation_tests(xs, ys, groups) if predictor != LAYERWISE else {}),
     }
 
 

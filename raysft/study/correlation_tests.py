@@ -10,7 +10,7 @@ import numpy as np
 
 from raysft.study.statistics.bootstrap import Interval, too_few_levels, two_way_interval
 from raysft.study.statistics.grid import Labels
-from raysft.study.statistics.mixed import Mixed, mixed_effects
+from raysft.study.statistics.mixed import mixed_effects
 from raysft.study.statistics.multiplicity import q_values
 from raysft.study.statistics.permutation import permutation_test
 from raysft.study.tables import Reals
@@ -20,20 +20,19 @@ Row = dict[str, Any]
 _TESTED = {"permutation_p": "permutation_q", "within_p": "within_q", "mixed_p": "mixed_q"}
 
 
-def correlation_tests(x: Reals, y: Reals, groups: Sequence[Labels], mixed: bool) -> Row:
-    """The columns `TEST_COLUMNS` of one row, but for q; `mixed` whether to fit the mixed-effects model, which is slow.
+def correlation_tests(x: Reals, y: Reals, groups: Sequence[Labels]) -> Row:
+    """The columns `TEST_COLUMNS` of one row, but for q.
 
     Args:
         x: predictor, shape (points,).
         y: gain, shape (points,).
         groups: labels of models, datasets and whatever else is held fixed, one of each for every point.
-        mixed: whether to fit the mixed-effects model.
     """
     permuted = permutation_test(x, y, groups, fixed=False)
     if permuted.reason is not None:
         return {"tests_reason": permuted.reason}
     plain, fixed = _interval(x, y, groups, fixed=False), _interval(x, y, groups, fixed=True)
-    fit = mixed_effects(x, y, groups) if mixed else Mixed()
+    fit = mixed_effects(x, y, groups)
     return {
         "permutation_p": float(permuted.p[0]),
         "pearson_low": plain.low,

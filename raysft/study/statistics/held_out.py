@@ -17,7 +17,7 @@ from raysft.study.association import FEWEST, constant
 from raysft.study.statistics.grid import Labels
 from raysft.study.tables import Reals
 
-_PENALTIES = np.logspace(-3, 3, 13)  # over the number of points
+_PENALTIES = np.logspace(-3, 3, 7)  # over the number of points
 _RESAMPLES = 999
 FORMS = ("alone", "added")
 """By the predictors; or the mean of the others, corrected by how the predictors differ from their mean of the others."""

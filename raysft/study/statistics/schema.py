@@ -19,7 +19,7 @@ TEST_COLUMNS: tuple[pa.Field, ...] = (
     column("within_q", REAL, "within_p after Benjamini-Hochberg over the rows of one variant and scope"),
     column("within_low", REAL, "within: lower end of the 95% two-way bootstrap interval; wide", source="Owen 2007"),
     column("within_high", REAL, "within: upper end of the 95% two-way bootstrap interval; wide", source="Owen 2007"),
-    column("mixed_slope", REAL, "slope with random intercepts of model and dataset; null for single tasks"),
+    column("mixed_slope", REAL, "slope with random intercepts of model and dataset (REML)"),
     column("mixed_stderr", REAL, "standard error of mixed_slope"),
     column("mixed_df", WHOLE, "degrees of freedom of the stratum in which the predictor varies"),
     column("mixed_p", REAL, "two-sided p of mixed_slope, Student's t"),
