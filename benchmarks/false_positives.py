@@ -247,7 +247,9 @@ def main(options: argparse.Namespace) -> None:
     options.out.write_text(json.dumps({**about, "nominal": NOMINAL, "cases": cases}, indent=1) + "\n")
     for name, case in found.items():
         for test, null in case["false_positives"].items():
-            print(f"{name:17} {test:40} {null['share']:.3f}  effect {case['effect']}: {case['power'][test]['share']:.3f}")
+            print(
+                f"{name:17} {test:40} {null['share']:.3f}  effect {case['effect']}: {case['power'][test]['share']:.3f}"
+            )
 
 
 def parse() -> argparse.Namespace:

@@ -71,7 +71,9 @@ def percentile_interval(drawn: Reals, level: float = 0.95) -> Interval:
     """The middle `level` of the defined numbers in `drawn`, shape (resamples,)."""
     defined = drawn[np.isfinite(drawn)]
     if len(defined) < (1 - _MOST_UNDEFINED) * len(drawn):
-        return Interval(resamples=len(defined), reason=f"undefined in {len(drawn) - len(defined)} of {len(drawn)} draws")
+        return Interval(
+            resamples=len(defined), reason=f"undefined in {len(drawn) - len(defined)} of {len(drawn)} draws"
+        )
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high), len(defined))
 

@@ -187,5 +187,3 @@ def _skill_interval(ours: Reals, theirs: Reals, seed: int, level: float = 0.95) 
     skill = 1 - ours[drawn].sum(axis=1)[bottom > 0] / bottom[bottom > 0]
     low, high = np.quantile(skill, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
