@@ -1,4 +1,4 @@
-"""How often each test of the study finds something at a nominal 5%: where there is nothing, and where an effect is planted.
+"""How often each test of the study finds something at a nominal 5%: where nothing is, and where an effect is planted.
 
     python benchmarks/false_positives.py benchmarks/results/false_positives.json
     python benchmarks/false_positives.py OUT --cases clustered layers --grids 200

@@ -1,4 +1,4 @@
-"""How much of the gains is noise, from the standard errors of scores and from seeds, and what that leaves to explain."""
+"""How much of the gains is noise, by the errors of scores and by seeds, and what that leaves to explain."""
 
 from __future__ import annotations
 

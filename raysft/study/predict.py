@@ -1,4 +1,4 @@
-"""Whether gains can be predicted for models and datasets that no trial has seen, from forward passes of the base alone."""
+"""Whether forward passes of the base alone predict the gains of models and datasets that no trial has seen."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Two-way bootstrap: models and datasets are resampled, each as a whole (the pigeonhole bootstrap, Owen 2007).
 
 A cell counts as often as its model was drawn times as often as its dataset was. The interval holds for other models and
-other datasets of the same kind. It errs on the wide side: noise of single cells is counted up to three times (Owen 2007).
+other datasets of the same kind. It errs on the wide side: noise of single cells counts up to three times (Owen 2007).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def percentile_interval(drawn: Reals, level: float = 0.95) -> Interval:
     defined = drawn[np.isfinite(drawn)]
     if len(defined) < (1 - _MOST_UNDEFINED) * len(drawn):
         return Interval(
-            resamples=len(defined), reason=f"undefined in {len(drawn) - len(defined)} of {len(drawn)} draws"
+            resamples=len(defined), reason=f"undefined in {len(drawn) - len(defined)} of {len(drawn)} resamples"
         )
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high), len(defined))
@@ -86,7 +86,7 @@ def too_few_levels(shape: Sequence[int]) -> str | None:
 
 
 def _weighted_correlations(grid: Grid, draws: list[Reals], fixed: bool) -> Reals:
-    """Correlations (resamples, columns) where levels of each axis count as often as `draws` (resamples, levels) says."""
+    """Correlations (resamples, columns) where levels of an axis count as often as `draws` (resamples, levels) says."""
     count = len(draws[0])
     weights = grid.known.reshape(1, *grid.shape).astype(np.float64)
     for axis, draw in enumerate(draws):

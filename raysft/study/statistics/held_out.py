@@ -8,7 +8,6 @@ so nothing of the held-out group is used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +19,7 @@ from raysft.study.tables import Reals
 _PENALTIES = np.logspace(-3, 3, 7)  # over the number of points
 _RESAMPLES = 999
 FORMS = ("alone", "added")
-"""By the predictors; or the mean of the others, corrected by how the predictors differ from their mean of the others."""
+"""By the predictors; or the mean of the others, corrected by how the predictors differ from their own such mean."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def _why_not(x: Reals, y: Reals, groups: np.ndarray) -> str | None:
 
 
 def _means(values: Reals, within: np.ndarray, at: np.ndarray) -> Reals:
-    """Mean of `values` (points, columns) of each level of `within`, read at the levels `at`; NaN where there is none."""
+    """Mean of `values` (points, columns) for each level of `within`, read at the levels `at`; NaN where none is."""
     levels, level = np.unique(within, return_inverse=True)
     sums = np.zeros((len(levels), values.shape[1]))
     np.add.at(sums, level, values)

@@ -1,7 +1,7 @@
 """Mixed-effects regression: gain on a predictor with crossed random intercepts for models, datasets (and tasks).
 
 Unlike fixed effects it has a slope for what varies only between datasets, such as their length. It takes the random
-effects as unrelated to the predictor; where the slope is far from the fixed-effects one, they are related (Mundlak 1978).
+effects as unrelated to the predictor; a slope far from the fixed-effects one says that they are not (Mundlak 1978).
 
 The restricted likelihood is profiled down to the relative standard deviations of the random effects and needs only
 cross products, so that a fit takes milliseconds (Bates et al. 2015, "Fitting Linear Mixed-Effects Models Using lme4").
@@ -119,7 +119,7 @@ class _Products:
         return self.columns - half.T @ half, 2 * float(np.log(np.diag(factor)).sum())
 
     def deviance(self, theta: Reals) -> float:
-        """-2 times the restricted log-likelihood, profiled over the intercept, the slope and the noise, less constants."""
+        """-2 times the restricted log-likelihood, profiled over intercept, slope and noise, less constants."""
         weighted, log_determinant = self._weighted(theta)
         residual, slopes = _residual(weighted), weighted[:2, :2]
         return log_determinant + float(np.linalg.slogdet(slopes)[1]) + (self.n - 2) * float(np.log(residual))
