@@ -66,7 +66,7 @@ def associate(x: Reals, y: Reals) -> Association:
     return Association(n, r, float(stats.spearmanr(x, y).statistic), slope)
 
 
-def within(x: Reals, y: Reals, groups: Sequence[Sequence[str]]) -> Within:
+def within(x: Reals, y: Reals, groups: Sequence[Sequence[Any] | np.ndarray]) -> Within:
     """Slope of y on x with a fixed effect for every level of every grouping (the within estimator).
 
     Both are regressed on the groups' dummies and the residuals on each other, which is the full regression

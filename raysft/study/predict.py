@@ -61,5 +61,5 @@ def slice_rows(part: Slice, predictors: dict[str, dict[Pair, float]]) -> list[Ro
 
 def _sets(names: Sequence[str], part: Slice) -> list[tuple[str, ...]]:
     """All predictors together; for a choice of several tasks also every one by itself."""
-    alone = [] if part.scope == "task" and len(names) > 1 else [(name,) for name in names]
+    alone: list[tuple[str, ...]] = [] if part.scope == "task" and len(names) > 1 else [(name,) for name in names]
     return alone if len(names) < 2 else [*alone, tuple(names)]

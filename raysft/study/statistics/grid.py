@@ -55,8 +55,8 @@ def grid_of(x: Reals, y: Reals, groups: Sequence[Labels]) -> Grid:
     levels = [np.unique(np.asarray(labels)[whole], return_inverse=True) for labels in groups]
     shape = tuple(len(names) for names, _ in levels)
     if whole.sum() < FEWEST:
-        reason = f"{int(whole.sum())} common points, {FEWEST} needed"
-        return Grid(shape, np.zeros((len(columns), 0)), np.zeros(0), np.zeros(0, dtype=bool), reason)
+        few = f"{int(whole.sum())} common points, {FEWEST} needed"
+        return Grid(shape, np.zeros((len(columns), 0)), np.zeros(0), np.zeros(0, dtype=bool), few)
     at = np.ravel_multi_index([place.ravel() for _, place in levels], shape)
     if len(np.unique(at)) < len(at):
         raise ValueError("groups: two points have the same labels; average them first")

@@ -106,7 +106,7 @@ def accuracy(found: HeldOut, seed: int = 0) -> Accuracy:
     total = float(((actual - actual.mean()) ** 2).sum())
     if theirs.sum() <= 1e-20 * total:
         return Accuracy(n, len(names), baseline_r2=1.0, reason="the mean of the others is never wrong")
-    low, high = _skill_interval(np.bincount(group, ours), np.bincount(group, theirs), seed)
+    low, high = _skill_interval(_sums(group, ours), _sums(group, theirs), seed)
     return Accuracy(
         n,
         len(names),
@@ -177,6 +177,10 @@ def _errors_out_of_group(left: Reals, shrunk: Reals, y: Reals, groups: np.ndarra
         alone = np.linalg.solve(np.eye(len(out)) - hat, residuals[:, out, None])[..., 0]
         errors += (alone**2).sum(axis=1)
     return errors
+
+
+def _sums(level: np.ndarray, values: Reals) -> Reals:
+    return np.bincount(level, values).astype(np.float64)
 
 
 def _skill_interval(ours: Reals, theirs: Reals, seed: int, level: float = 0.95) -> tuple[float, float]:

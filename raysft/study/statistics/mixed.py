@@ -16,12 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg, optimize, stats
 
-from raysft.study.association import Within, within
+from raysft.study.association import Within, constant, fixed_effects_residuals, within
 from raysft.study.statistics.grid import Labels, grid_of
 from raysft.study.tables import Reals
 
 _TOLERANCE = 1e-6
 _MOST_STEPS = 2000
+_LARGEST = 1e6  # spread of an effect over that of the noise; beyond it cross products run out of digits
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ def mixed_effects(x: Reals, y: Reals, groups: Sequence[Labels]) -> Mixed:
         return Mixed(reason="one model or one dataset only: its random effect cannot be told from the mean")
     known = np.isfinite(x) & np.isfinite(y)
     x, y, labels = x[known], y[known], [np.asarray(group)[known] for group in groups]
+    if not _noisy(x, y, labels):
+        return Mixed(reason="models, datasets and the predictor leave nothing of the gain: no noise to measure it by")
     fixed = within(x, y, labels)
-    if "gain" in (fixed.reason or ""):
-        return Mixed(reason=fixed.reason)  # without noise there is no likelihood
     df = _degrees_of_freedom(x, fixed, labels)
     if df < 1:
         return Mixed(reason="no degrees of freedom left for the slope")
@@ -62,7 +63,7 @@ def mixed_effects(x: Reals, y: Reals, groups: Sequence[Labels]) -> Mixed:
     products = _Products.of((x - x.mean()) / wide, (y - y.mean()) / high, labels)
     # Mirrored at zero instead of bounded: clipped to a bound, the simplex collapses there and never leaves it.
     found = optimize.minimize(
-        lambda theta: products.deviance(np.abs(theta)),
+        lambda theta: products.deviance(np.abs(theta)) if np.abs(theta).max() < _LARGEST else np.inf,
         np.ones(len(labels)),
         method="Nelder-Mead",
         options={"xatol": _TOLERANCE, "fatol": _TOLERANCE, "maxiter": _MOST_STEPS},
@@ -73,6 +74,14 @@ def mixed_effects(x: Reals, y: Reals, groups: Sequence[Labels]) -> Mixed:
     slope, error, noise = products.solution(theta)
     spreads = tuple(float(spread) * high for spread in (*(noise * theta), noise))
     return Mixed(slope * high / wide, error * high / wide, df, float(2 * stats.t.sf(abs(slope) / error, df)), spreads)
+
+
+def _noisy(x: Reals, y: Reals, labels: Sequence[np.ndarray]) -> bool:
+    """Whether y has anything left after the effects of every level and x, without which the likelihood has no end."""
+    left, rank = fixed_effects_residuals(np.column_stack([x, y]), labels)
+    size = float(left[:, 0] @ left[:, 0])
+    slope = float(left[:, 0] @ left[:, 1]) / size if not constant(left[:, 0], float(np.abs(x).max())) else 0.0
+    return len(y) > rank + 1 and not constant(left[:, 1] - slope * left[:, 0], float(np.abs(y).max()))
 
 
 def _degrees_of_freedom(x: Reals, fixed: Within, labels: Sequence[np.ndarray]) -> int:
