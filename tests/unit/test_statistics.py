@@ -154,7 +154,7 @@ def test_a_resample_repeats_whole_models_and_whole_datasets(fixed: bool, missing
         copies = np.repeat(np.arange(20), times)
         repeated = [group[copies] for group in groups]
         by_hand = within(x[copies], y[copies], repeated).r if fixed else pearson(x[copies], y[copies])[0]
-        assert drawn[at, 0] == pytest.approx(by_hand, abs=1e-5, nan_ok=True)
+        assert drawn[at, 0] == pytest.approx(by_hand, abs=1e-4, nan_ok=True)
 
 
 def test_an_interval_holds_a_strong_effect_apart_from_zero() -> None:

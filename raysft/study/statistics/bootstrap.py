@@ -18,7 +18,7 @@ RESAMPLES = 999
 _FEWEST_LEVELS = 4  # of three, one resample in nine draws a single one
 _MOST_UNDEFINED = 0.1
 _MOST_PASSES = 30
-_SETTLED = 1e-7
+_SETTLED = 1e-5
 _AT_ONCE = 1_000_000  # weighted numbers held in memory
 
 
