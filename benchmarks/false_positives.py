@@ -197,7 +197,7 @@ CASES: dict[str, tuple[Callable[[Random, float, Effort], Found], float]] = {
     "predictors": (predictors, 0.4),
     "pairs": (pairs, 1.0),
     "matrices": (matrices, 0.7),
-    "held_out": (held_out, 0.8),
+    "held_out": (held_out, 1.5),
 }
 """Each case and the effect that is planted in it."""
 

@@ -18,6 +18,9 @@ from raysft.study.tables import from_rows
 SPLITS = {"leave-one-model-out": 0, "leave-one-dataset-out": 1}
 """What is held out in turn, and its place in a (model, dataset) pair."""
 
+BASELINE = "baseline"
+"""The form of a row without predictors: the mean of the others by itself."""
+
 Row = dict[str, Any]
 
 
@@ -49,17 +52,18 @@ def slice_rows(part: Slice, predictors: dict[str, dict[Pair, float]]) -> list[Ro
     y = np.array([gains[pair] for pair in pairs])
     rows: list[Row] = []
     for chosen in _sets(present, part):
-        x = np.column_stack([values[name] for name in chosen])
+        x = np.array([values[name] for name in chosen]).reshape(len(chosen), len(pairs)).T
         for split, place in SPLITS.items():
             held, kept = ([pair[at] for pair in pairs] for at in (place, 1 - place))
-            for form in FORMS:
-                found = accuracy(hold_out(x, y, held, kept, form))
-                named = {"target": part.task or part.scope, "predictors": " + ".join(chosen), "form": form}
+            for form in FORMS if chosen else (BASELINE,):
+                found = accuracy(hold_out(x, y, held, kept, form if chosen else FORMS[0]))
+                names = " + ".join(chosen) if chosen else "mean of the others"
+                named = {"target": part.task or part.scope, "predictors": names, "form": form}
                 rows.append({"variant": part.variant, **named, "split": split, **asdict(found)})
     return rows
 
 
 def _sets(names: Sequence[str], part: Slice) -> list[tuple[str, ...]]:
-    """All predictors together; for a choice of several tasks also every one by itself."""
+    """None, then all predictors together; for a choice of several tasks also every one by itself."""
     alone: list[tuple[str, ...]] = [] if part.scope == "task" and len(names) > 1 else [(name,) for name in names]
-    return alone if len(names) < 2 else [*alone, tuple(names)]
+    return [(), *alone] if len(names) < 2 else [(), *alone, tuple(names)]

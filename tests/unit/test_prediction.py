@@ -108,12 +108,25 @@ def test_every_predictor_by_itself_and_all_together_in_both_forms_and_splits() -
     cells = tuple(Cell("full", *pair, "t", True, gain) for pair, gain in zip(pairs, y.tolist(), strict=True))
     predictors = {name: dict(zip(pairs, x[:, at].tolist(), strict=True)) for at, name in enumerate("pq")}
     rows = slice_rows(Slice("full", "all", None, cells), {**predictors, "unmeasured": {}})
-    assert {row["predictors"] for row in rows} == {"p", "q", "p + q"}
-    assert {(row["form"], row["split"]) for row in rows} == {
+    assert {row["predictors"] for row in rows} == {"mean of the others", "p", "q", "p + q"}
+    assert {(row["form"], row["split"]) for row in rows if row["form"] != "baseline"} == {
         (form, split) for form in FORMS for split in ("leave-one-model-out", "leave-one-dataset-out")
     }
     best = max(rows, key=lambda row: row["skill"])
     assert "p" in best["predictors"]
     of_task = slice_rows(Slice("full", "task", "t", cells), predictors)
-    assert {row["predictors"] for row in of_task} == {"p + q"}
+    assert {row["predictors"] for row in of_task} == {"mean of the others", "p + q"}
     assert {row["target"] for row in of_task} == {"t"}
+
+
+def test_the_mean_of_the_others_has_an_accuracy_where_nothing_was_measured() -> None:
+    _, y = planted(1)
+    pairs = [(f"m{model}", f"d{dataset}") for model, dataset in zip(MODEL, DATASET, strict=True)]
+    cells = tuple(Cell("full", *pair, "t", True, gain) for pair, gain in zip(pairs, y.tolist(), strict=True))
+    rows = slice_rows(Slice("full", "task", "t", cells), {})
+    assert [row["split"] for row in rows] == ["leave-one-model-out", "leave-one-dataset-out"]
+    grid = y.reshape(MODELS, DATASETS)
+    others = (grid.sum(axis=0) - grid) / (MODELS - 1)
+    expected = 1 - ((grid - others) ** 2).sum() / ((grid - grid.mean()) ** 2).sum()
+    assert rows[0]["baseline_r2"] == rows[0]["r2"] == pytest.approx(expected)
+    assert rows[0]["skill"] == 0

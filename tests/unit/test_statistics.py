@@ -115,6 +115,16 @@ def test_permutations_leave_out_missing_cells() -> None:
     assert found.p[0] == pytest.approx(within(x, y, groups).p, abs=0.01)
 
 
+@pytest.mark.filterwarnings("error")
+def test_permutations_in_which_no_cell_has_both_count_as_nothing() -> None:
+    """Every model was tuned on a dataset of its own."""
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(2, 6))
+    found = permutation_test(x, y, [np.arange(6), np.arange(6)], fixed=False)
+    assert found.r[0] == pytest.approx(pearson(x, y)[0])
+    assert 0 < found.p[0] <= 1
+
+
 def test_the_strongest_of_many_columns_pays_for_the_search() -> None:
     x, y, groups = draw(8, 8, slope=0.5)
     random = np.random.default_rng(3)

@@ -56,7 +56,8 @@ def hold_out(x: Reals, y: Reals, held: Labels, kept: Labels, form: str = "added"
     """Predict the points of every level of `held` from the points of its other levels.
 
     Args:
-        x: predictors, shape (points, predictors). A point that lacks one, or y, is left out.
+        x: predictors, shape (points, predictors). A point that lacks one, or y, is left out. Without any, the mean
+            of the others is the prediction.
         y: outcome, shape (points,).
         held: what is held out in turn, such as the model of each point.
         kept: what the baseline averages within, such as the dataset of each point.
@@ -76,6 +77,9 @@ def hold_out(x: Reals, y: Reals, held: Labels, kept: Labels, form: str = "added"
     for group in np.unique(groups):
         out = groups == group
         baseline[out] = _means(y[~out, None], within[~out], within[out])[:, 0]
+        if not x.shape[1]:
+            predicted[out] = baseline[out]
+            continue
         if form == "alone":
             predicted[out] = _ridge(x[~out], y[~out], groups[~out], x[out])
             continue
@@ -127,7 +131,7 @@ def _why_not(x: Reals, y: Reals, groups: np.ndarray) -> str | None:
         return f"{count} to hold out in turn, 3 needed"
     if constant(y):
         return "constant"
-    return "no predictor varies" if all(constant(column) for column in x.T) else None
+    return "no predictor varies" if x.shape[1] and all(constant(column) for column in x.T) else None
 
 
 def _means(values: Reals, within: np.ndarray, at: np.ndarray) -> Reals:

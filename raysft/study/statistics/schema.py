@@ -68,8 +68,12 @@ PREDICTION = pa.schema(
     [
         _VARIANT,
         column("target", TEXT, "what is predicted: gain over all, matching or other tasks, or a task's name"),
-        column("predictors", TEXT, "properties of the data in the base model's eyes, joined by ' + '"),
-        column("form", TEXT, "alone: by the predictors; added: mean of the others, corrected by the predictors"),
+        column(
+            "predictors",
+            TEXT,
+            "properties of the data in the base model's eyes, joined by ' + ', or mean of the others",
+        ),
+        column("form", TEXT, "alone: by the predictors; added: mean of the others, corrected by them; or baseline"),
         column("split", TEXT, "leave-one-model-out or leave-one-dataset-out"),
         column("n", WHOLE, "(model, dataset) pairs predicted while held out"),
         column("groups", WHOLE, "models or datasets held out in turn"),
