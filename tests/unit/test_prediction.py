@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.linear_model import Ridge
 
 from raysft.study.cells import Cell, Slice
 from raysft.study.predict import slice_rows
@@ -44,6 +45,43 @@ def test_a_planted_slope_is_predicted_far_better_than_by_the_mean_of_the_others(
 def test_the_penalty_grows_where_there_is_nothing_to_learn() -> None:
     found = accuracy(hold_out(*planted(0, noise=1), MODEL, DATASET, "added"))
     assert -0.15 < found.skill < 0.1
+
+
+def ridge_by_hand(x: np.ndarray, y: np.ndarray, groups: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """scikit-learn's ridge, its penalty chosen by refitting without each group."""
+    mean, scale = x.mean(axis=0), x.std(axis=0)
+
+    def fitted(points: np.ndarray, penalty: float) -> Ridge:
+        return Ridge(alpha=penalty * len(y)).fit(((x - mean) / scale)[points], y[points])
+
+    def error(penalty: float) -> float:
+        each = [(groups == group, fitted(groups != group, penalty)) for group in np.unique(groups)]
+        return float(sum(((model.predict(((x - mean) / scale)[out]) - y[out]) ** 2).sum() for out, model in each))
+
+    best = min(np.logspace(-3, 3, 7), key=error)
+    return fitted(np.full(len(y), True), best).predict((new - mean) / scale)
+
+
+@pytest.mark.parametrize("slope", [0.1, 2])
+@pytest.mark.parametrize("form", FORMS)
+def test_predictions_are_those_of_refits_by_hand(form: str, slope: float) -> None:
+    x, y = planted(slope, noise=1)
+    found = hold_out(x, y, MODEL, DATASET, form)
+    for model in (0, 5):
+        ins, out = model != MODEL, model == MODEL
+        if form == "alone":
+            assert found.predicted[out] == pytest.approx(ridge_by_hand(x[ins], y[ins], MODEL[ins], x[out]))
+            continue
+        both = np.column_stack([x, y])[ins]
+        left = np.array(
+            [
+                row - both[(DATASET[ins] == data) & (MODEL[ins] != own)].mean(axis=0)
+                for row, own, data in zip(both, MODEL[ins], DATASET[ins], strict=True)
+            ]
+        )
+        others = np.array([both[DATASET[ins] == data].mean(axis=0) for data in DATASET[out]])
+        correction = ridge_by_hand(left[:, :2], left[:, 2], MODEL[ins], x[out] - others[:, :2])
+        assert found.predicted[out] == pytest.approx(others[:, 2] + correction)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -100,6 +100,11 @@ def test_permutations_are_of_whole_models_and_whole_datasets(fixed: bool) -> Non
     assert found.p[0] == pytest.approx(np.mean(np.abs(by_hand) >= abs(by_hand[0]) - 1e-9))
 
 
+def test_a_p_from_drawn_permutations_is_never_zero() -> None:
+    x, _, groups = draw(8, 8)
+    assert permutation_test(x, x, groups, fixed=True).p[0] == 1 / 5000
+
+
 def test_a_property_of_datasets_alone_has_as_many_orders_as_datasets_have() -> None:
     _, y, groups = draw(5, 3)
     x = np.array([1.0, 2.0, 4.0])[groups[1]]
@@ -246,6 +251,27 @@ def test_a_clustered_pair_is_a_t_test_of_models_where_models_are_all_that_differ
     assert found.t_p < found.p
     interval = stats.ttest_1samp(by_model, 0).confidence_interval()
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_the_error_of_a_mean_difference_counts_what_pairs_of_a_model_or_a_dataset_share() -> None:
+    difference, _, groups = draw(6, 5, seed=1)
+    found = paired(difference, np.zeros(30), groups)
+    left = difference - difference.mean()
+    by_model, by_dataset = (
+        sum(left[i] * left[j] for i, j in product(range(30), repeat=2) if group[i] == group[j]) for group in groups
+    )
+    alone = (left**2).sum()
+    expected = by_model * 6 / 5 + by_dataset * 5 / 4 - alone * 30 / 29
+    assert expected > max(by_model * 6 / 5, by_dataset * 5 / 4, alone * 30 / 29)
+    assert found.stderr == pytest.approx(np.sqrt(expected) / 30)
+    assert found.df == 4
+
+
+def test_a_clustered_error_is_never_less_than_that_of_single_pairs() -> None:
+    """Effects that cancel within every model and dataset would give a variance below zero."""
+    balanced = np.outer([1, -1, 1, -1], [1, -1, 1, -1]).ravel() + 0.01
+    found = paired(balanced, np.zeros(16), cells(4, 4))
+    assert found.stderr == pytest.approx(stats.sem(balanced))
 
 
 def test_pairs_are_compared_only_where_both_are_there() -> None:
