@@ -65,22 +65,26 @@ def ridge_by_hand(x: np.ndarray, y: np.ndarray, groups: np.ndarray, new: np.ndar
 @pytest.mark.parametrize("slope", [0.1, 2])
 @pytest.mark.parametrize("form", FORMS)
 def test_predictions_are_those_of_refits_by_hand(form: str, slope: float) -> None:
-    x, y = planted(slope, noise=1)
-    found = hold_out(x, y, MODEL, DATASET, form)
+    measured = ~np.isin(
+        np.arange(MODELS * DATASETS), [8, 15, 22, 31, 50]
+    )  # datasets differ in how many models they have
+    x, y = (values[measured] for values in planted(slope, noise=1))
+    models, datasets = MODEL[measured], DATASET[measured]
+    found = hold_out(x, y, models, datasets, form)
     for model in (0, 5):
-        ins, out = model != MODEL, model == MODEL
+        ins, out = models != model, models == model
         if form == "alone":
-            assert found.predicted[out] == pytest.approx(ridge_by_hand(x[ins], y[ins], MODEL[ins], x[out]))
+            assert found.predicted[out] == pytest.approx(ridge_by_hand(x[ins], y[ins], models[ins], x[out]))
             continue
         both = np.column_stack([x, y])[ins]
         left = np.array(
             [
-                row - both[(DATASET[ins] == data) & (MODEL[ins] != own)].mean(axis=0)
-                for row, own, data in zip(both, MODEL[ins], DATASET[ins], strict=True)
+                row - both[(datasets[ins] == data) & (models[ins] != own)].mean(axis=0)
+                for row, own, data in zip(both, models[ins], datasets[ins], strict=True)
             ]
         )
-        others = np.array([both[DATASET[ins] == data].mean(axis=0) for data in DATASET[out]])
-        correction = ridge_by_hand(left[:, :2], left[:, 2], MODEL[ins], x[out] - others[:, :2])
+        others = np.array([both[datasets[ins] == data].mean(axis=0) for data in datasets[out]])
+        correction = ridge_by_hand(left[:, :2], left[:, 2], models[ins], x[out] - others[:, :2])
         assert found.predicted[out] == pytest.approx(others[:, 2] + correction)
 
 
