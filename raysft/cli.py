@@ -248,9 +248,40 @@ ClipOption = Annotated[
 
 
 @app.command()
-def study(sweep: SweepFile, storage: StorageOption = None, clip_below: ClipOption = None) -> None:
-    """Compute the statistics of the tables into study/ (run `reduce` first)."""
+def study(
+    sweep: Annotated[
+        Path | None, typer.Argument(metavar="[SWEEP]", help="The sweep's YAML.", show_default=False)
+    ] = None,
+    storage: StorageOption = None,
+    clip_below: ClipOption = None,
+    released: Annotated[Path | None, typer.Option(help="Study this CSV of released scores instead of a sweep.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the study of released scores.")] = None,
+    models: Annotated[str | None, typer.Option(help="Released: base models, by comma; default every one.")] = None,
+    datasets: Annotated[str | None, typer.Option(help="Released: training sets; default the single ones.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Released: benchmarks; default the paper's twelve.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Released: full, lora; default every one.")] = None,
+    sizes: Annotated[str | None, typer.Option(help="Released: training rows; default 1000.")] = None,
+    schedules: Annotated[str | None, typer.Option(help="Released: schedules; default cosine.")] = None,
+    epochs: Annotated[str | None, typer.Option(help="Released: epochs, or `last`, the default.")] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="Released: ROLE=NAME where a column has a name of its own; may be repeated."),
+    ] = None,
+) -> None:
+    """Compute the statistics of the tables into study/ (run `reduce` first), or those of a CSV of released scores.
+
+    With --released, every choice takes names by comma or `every`, and what was chosen is printed.
+    """
     with user_errors():
+        if released is not None:
+            from raysft.console.released import study_and_print
+
+            axes = {"models": models, "datasets": datasets, "tasks": tasks, "methods": methods}
+            axes |= {"sizes": sizes, "schedules": schedules, "epochs": epochs}
+            study_and_print(console, released, out, axes, column or [])
+            return
+        if sweep is None:
+            raise SpecError("study: a sweep's YAML, or --released CSV --out DIR, is wanted")
         loaded = load_sweep(sweep, storage)
         from raysft.publish import make_study
 

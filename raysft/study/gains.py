@@ -123,7 +123,12 @@ def _scales(tasks: list[str], metrics: list[str], magnitude: Reals) -> Reals:
     places = list(zip(tasks, metrics, strict=True))
     for place, value in zip(places, magnitude, strict=True):
         largest[place] = max(largest.get(place, 0.0), value)
-    return np.array([10.0 ** max(0, np.ceil(np.log10(largest[place] or 1.0))) for place in places])
+    return np.array([score_scale(largest[place]) for place in places])
+
+
+def score_scale(largest: float) -> float:
+    """The smallest of 1, 10, 100, ... that holds a score as large as this."""
+    return float(10.0 ** max(0, np.ceil(np.log10(largest or 1.0))))
 
 
 def ratio(top: Reals, bottom: Reals) -> Reals:

@@ -17,6 +17,7 @@ from raysft.study.correlate import correlation_table
 from raysft.study.depth import intrinsic_dimension_by_depth, weight_change_by_depth
 from raysft.study.gains import gain_matrix, gain_table
 from raysft.study.layer_tests import layer_test_table
+from raysft.study.lint import lint_table
 from raysft.study.maps import ModelMap, model_map
 from raysft.study.predict import prediction_table
 from raysft.study.schema import STUDY_TABLES
@@ -83,6 +84,7 @@ def study_of(sweep: Mapping[str, pa.Table], clip_below: float | None = None) -> 
         "map_layouts": placed.layouts,
         "trajectories": placed.trajectories,
         "checks": checks,
+        "lint": lint_table(sweep),
     }
     return Study({name: found[name] for name in STUDY_TABLES}, _summary(sweep, found, checks))
 

@@ -1,0 +1,127 @@
+"""Rows of scores that were copied: identical ones, and ones that agree where checkpoints hardly ever do.
+
+Two checkpoints may tie on a coarse benchmark: none of 164 programs right is common. They do not tie to the last digit
+on three benchmarks of thousands of items. So each agreement weighs as much as it is rare: in pairs of rows that are as
+near each other (of one base model, or not), how often does this column agree? Columns that agree in more than 1% of
+pairs weigh nothing, which also leaves out all of a sweep whose benchmarks have a handful of items.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from raysft.study.lint.findings import Finding, listed
+from raysft.study.lint.sheet import Sheet
+from raysft.study.tables import Reals
+
+RARE = 0.01  # share of pairs: a column that agrees more often tells nothing
+FEWEST = 3  # agreements in telling columns; also the fewest scores that make two identical rows a finding
+ODDS = 1e-3  # expected number of pairs as alike as this, if columns were independent
+
+Wholes = npt.NDArray[np.intp]
+
+
+@dataclass
+class _Pair:
+    """Columns in which two rows agree although that is rare, and log10 of how rarely all of them do."""
+
+    columns: list[int] = field(default_factory=list)
+    log_odds: float = 0.0
+
+
+def duplicate_findings(sheet: Sheet) -> Iterator[Finding]:
+    """Groups of rows that are identical, then pairs that agree too often to be two measurements."""
+    copied = copied_pairs(sheet.values, [str(subject["model"]) for subject in sheet.subjects])
+    same: set[tuple[int, int]] = set()
+    for rows in identical_rows(sheet.values):
+        pairs = {(first, second) for at, first in enumerate(rows) for second in rows[at + 1 :]}
+        same |= pairs
+        scores = int(np.isfinite(sheet.values[rows[0]]).sum())
+        proven = any(pair in copied for pair in pairs)
+        detail = f"identical in all {scores} scores"
+        detail += "" if proven else "; of so few items that it may be a tie"
+        yield _finding(sheet, rows, "error" if proven else "warning", detail)
+    for (first, second), columns in sorted(copied.items()):
+        if (first, second) not in same:
+            both = np.isfinite(sheet.values[first]) & np.isfinite(sheet.values[second])
+            equal = [sheet.columns[at] for at in np.flatnonzero(sheet.values[first] == sheet.values[second])]
+            detail = f"equal to the last digit in {len(equal)} of {both.sum()} scores, {len(columns)} of which hardly "
+            yield _finding(sheet, [first, second], "error", f"{detail}ever agree: {', '.join(equal)}")
+
+
+def _finding(sheet: Sheet, rows: list[int], severity: str, detail: str) -> Finding:
+    base = not sheet.tuned[rows].any()
+    subject = listed(sheet.label(row) for row in rows).replace(", ", " = ")
+    return Finding("duplicate_baseline" if base else "duplicate_scores", severity, subject, detail)
+
+
+def identical_rows(values: Reals) -> list[list[int]]:
+    """Groups of rows with the same scores in the same columns, three scores or more; constant columns do not count."""
+    known = np.isfinite(values)
+    varied = [at for at in range(values.shape[1]) if len(np.unique(values[known[:, at], at])) > 1]
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for row in range(len(values)):
+        if known[row, varied].sum() >= FEWEST:
+            groups[np.where(known[row], values[row] + 0.0, np.inf)[varied].tobytes()].append(row)
+    return [rows for rows in groups.values() if len(rows) > 1]
+
+
+def copied_pairs(values: Reals, models: list[str]) -> dict[tuple[int, int], list[int]]:
+    """Pairs of rows, lower first, that agree in telling columns beyond what chance allows, and those columns.
+
+    Args:
+        values: shape (rows, columns), NaN where missing.
+        models: base model of each row.
+    """
+    rows = len(models)
+    if rows < 2:
+        return {}
+    model = np.unique(models, return_inverse=True)[1]
+    of_one_model = sum(count * (count - 1) // 2 for count in Counter(model.tolist()).values())
+    every = rows * (rows - 1) // 2
+    found: dict[tuple[int, int], _Pair] = defaultdict(_Pair)
+    for column in range(values.shape[1]):
+        for first, second, log_rate in _rare_agreements(values[:, column], model, of_one_model, every):
+            pair = found[first, second]
+            pair.columns.append(column)
+            pair.log_odds += log_rate
+    limit = np.log10(ODDS / every)
+    return {key: pair.columns for key, pair in found.items() if len(pair.columns) >= FEWEST and pair.log_odds <= limit}
+
+
+def _rare_agreements(scores: Reals, model: Wholes, of_one_model: int, every: int) -> Iterator[tuple[int, int, float]]:
+    """(row, row, log10 of how often such rows agree) for every equal pair of one column, where that is rare."""
+    groups = _equal(scores)
+    agreeing = sum(len(group) * (len(group) - 1) // 2 for group in groups)
+    within = sum(
+        count * (count - 1) // 2 for group in groups for count in Counter(model[group].tolist()).values() if count > 1
+    )
+    rates = {True: _rate(within, of_one_model), False: _rate(agreeing - within, every - of_one_model)}
+    if min(rates.values()) >= RARE:
+        return
+    known = int(np.isfinite(scores).sum())
+    for group in groups:
+        common = (len(group) - 2) / known  # a value that many rows have, such as what always saying yes scores
+        for at, first in enumerate(group):
+            for second in group[at + 1 :]:
+                rate = max(rates[bool(model[first] == model[second])], common)
+                if rate < RARE:
+                    yield int(first), int(second), float(np.log10(rate))
+
+
+def _rate(agreeing: int, pairs: int) -> float:
+    """How often two rows agree, the pair in question left out; half a pair is the least that can be known."""
+    return (max(agreeing - 1, 0) + 0.5) / pairs if pairs else 1.0
+
+
+def _equal(scores: Reals) -> list[Wholes]:
+    """Rows of each value that two or more rows have."""
+    known = np.flatnonzero(np.isfinite(scores))
+    ordered = known[np.argsort(scores[known], kind="stable")]
+    breaks = np.flatnonzero(np.diff(scores[ordered])) + 1
+    return [np.sort(group) for group in np.split(ordered, breaks) if len(group) > 1]
