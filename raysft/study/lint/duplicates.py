@@ -56,6 +56,8 @@ def duplicate_findings(sheet: Sheet) -> Iterator[Finding]:
 
 def _finding(sheet: Sheet, rows: list[int], severity: str, detail: str) -> Finding:
     base = not sheet.tuned[rows].any()
+    if base:
+        detail += "; gains of all but one of these models are measured from the scores of another"
     subject = listed(sheet.label(row) for row in rows).replace(", ", " = ")
     return Finding("duplicate_baseline" if base else "duplicate_scores", severity, subject, detail)
 

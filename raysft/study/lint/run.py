@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import pyarrow as pa
 
+from raysft.store.schema import IDENTITY
 from raysft.study.lint.duplicates import duplicate_findings
 from raysft.study.lint.findings import SEVERITIES, Finding
 from raysft.study.lint.missing import missing_findings
@@ -31,6 +32,9 @@ _RECORDS: dict[str, tuple[str, str, Callable[[pa.Table], Iterable[Finding]]]] = 
     "at_or_below_chance": ("scores", "chance", chance_findings),
 }
 
+_READ = {"scores", *(name for name, _, _ in _RECORDS.values())}
+_ORDER = ("task", "metric", "tensor", "stage", "key")
+
 
 def lint_table(sweep: Mapping[str, pa.Table]) -> pa.Table:
     """Every finding, of schema `LINT`: errors first, then warnings, then notes, in the order of the checks.
@@ -39,9 +43,16 @@ def lint_table(sweep: Mapping[str, pa.Table]) -> pa.Table:
         sweep: tables by name with the schemas of `raysft.store.schema.TABLES`; `scores` is needed, the others may be
             absent or empty, which is then a note.
     """
-    found = [*_score_findings(sweep["scores"]), *_record_findings(sweep)]
+    tables = {name: _sorted(table) for name, table in sweep.items() if name in _READ}
+    found = [*_score_findings(tables["scores"]), *_record_findings(tables)]
     found.sort(key=lambda finding: SEVERITIES.index(finding.severity))  # stable: within a severity as they were found
     return from_rows([vars(finding) for finding in found], LINT)
+
+
+def _sorted(table: pa.Table) -> pa.Table:
+    """Rows in an order that does not depend on how they came, so that equal tables give equal findings."""
+    keys = [name for name in (*IDENTITY.names, *_ORDER) if name in table.column_names]
+    return table.sort_by([(key, "ascending") for key in keys])
 
 
 def _score_findings(scores: pa.Table) -> Iterator[Finding]:

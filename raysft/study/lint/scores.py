@@ -79,7 +79,7 @@ def chance_findings(scores: pa.Table) -> Iterator[Finding]:
             known = rows & np.isfinite(task.value) & np.isfinite(task.chance)
             low = known & (task.value <= task.chance)
             if low.any():
-                level = f"{listed(sorted({float(f'{chance:g}') for chance in task.chance[known]}))}"
+                level = listed(dict.fromkeys(f"{chance:g}" for chance in np.unique(task.chance[known])))
                 detail = f"{share(int(low.sum()), int(known.sum()))} of the {whose} scores are at or below {level}"
                 severity = "error" if low.sum() > known.sum() / 2 else "warning"
                 yield Finding("at_or_below_chance", severity, task.name, detail)

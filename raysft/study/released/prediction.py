@@ -46,6 +46,10 @@ def prediction_table(gains: pa.Table) -> tuple[pa.Table, dict[str, str]]:
     skipped: dict[str, str] = {}
     tasks = sorted(set(gains["task"].to_pylist()))
     for split, column in SPLITS.items():
+        reason = _impossible(_arrays(gains, column), column)
+        if reason:
+            skipped[f"predictions, {split}"] = reason
+            continue
         for target in [ALL, *tasks] if len(tasks) > 1 else tasks:
             chosen = (
                 gains if target == ALL else gains.filter(pa.array([t == target for t in gains["task"].to_pylist()]))

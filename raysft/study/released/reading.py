@@ -23,7 +23,7 @@ import pyarrow.csv
 from raysft.store.schema import TABLES
 from raysft.study.gains import score_scale
 from raysft.study.released.benchmarks import benchmark_of
-from raysft.study.tables import reals
+from raysft.study.tables import Reals, real_array, reals
 
 METRIC = "released"
 
@@ -190,30 +190,29 @@ def _trials(subjects: list[Row]) -> pa.Table:
 
 
 def _scores(subjects: list[Row], table: pa.Table, tasks: list[str]) -> pa.Table:
-    """One row for each number of the CSV; standard errors and chance where the benchmark is known."""
+    """One row for each cell, null where it is empty; standard errors and chance where the benchmark is known."""
     identity = pa.Table.from_pylist(subjects, schema=TABLES["scores"])
     parts = [_of_task(identity, name, reals(table, name)) for name in tasks]
     return pa.concat_tables(parts)
 
 
-def _of_task(identity: pa.Table, name: str, values: np.ndarray) -> pa.Table:
-    known = np.isfinite(values)
-    values = values[known]
-    rows = identity.filter(pa.array(known, pa.bool_()))
-    scale = score_scale(float(np.abs(values).max())) if values.size else 1.0
+def _of_task(identity: pa.Table, name: str, values: Reals) -> pa.Table:
+    known = values[np.isfinite(values)]
+    scale = score_scale(float(np.abs(known).max())) if known.size else 1.0
     about = benchmark_of(name)
     share = np.clip(values / scale, 0, 1)
     columns: dict[str, pa.Array] = {
         "task": pa.array([name] * len(values), pa.string()),
         "metric": pa.array([METRIC] * len(values), pa.string()),
-        "value": pa.array(values, pa.float64()),
+        "value": real_array(values),
         "higher_is_better": pa.array([True] * len(values), pa.bool_()),
     }
     if about.items:
         columns["n"] = pa.array([about.items] * len(values), pa.int64())
-        columns["stderr"] = pa.array(scale * np.sqrt(share * (1 - share) / about.items), pa.float64())
+        columns["stderr"] = real_array(scale * np.sqrt(share * (1 - share) / about.items))
     if about.chance is not None:
         columns["chance"] = pa.array([about.chance * scale] * len(values), pa.float64())
+    rows = identity
     for column, array in columns.items():
         at = rows.schema.get_field_index(column)
         rows = rows.set_column(at, rows.schema.field(at), array)

@@ -129,7 +129,7 @@ def _summary(
         "read": {
             "base_models": len(base_models(released.scores)),
             "trials": tuned,
-            "scores": released.scores.num_rows,
+            "scores": released.scores.num_rows - released.scores["value"].null_count,
             "columns": dict(released.roles),
             "not_read": list(released.notes),
         },
