@@ -88,14 +88,14 @@ def test_two_base_models_with_the_same_scores_are_one_measurement() -> None:
 
 def test_a_row_that_was_copied_in_part_is_found_and_its_columns_are_named() -> None:
     rows = clean_rows()
-    for task in ("boolq", "math", "nq"):
+    for task in ("boolq", "math", "mmlu", "nq"):
         score(rows, "r", task, "b", "full")["value"] = score(rows, "r", task, "e", "lora")["value"]
     (found,) = of(lint(rows), "duplicate_scores")
     assert found["severity"] == "error"
     assert (
         found["subject"] == "r / b / full / 1000 rows / cosine / epoch 3 = r / e / lora / 1000 rows / cosine / epoch 3"
     )
-    assert "boolq, math, nq" in found["detail"]
+    assert ": boolq, math, mmlu, nq" in found["detail"]
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -151,6 +151,13 @@ def test_scores_below_chance_are_counted_and_those_far_below_were_not_read() -> 
     # 49 of 100 is a guess (0.6 standard errors of 1,000 items below 50), 20 of 100 is not.
     (found,) = of(findings, "format_failure")
     assert found["detail"].startswith("13 of 52 (25%)")
+
+
+def test_a_score_below_chance_whose_answers_were_read_is_no_format_failure() -> None:
+    rows = [{**row, "value": 5.0, "unextracted": 0.0} for row in clean_rows() if row["task"] == "boolq"]
+    assert of(lint(rows), "format_failure") == []
+    unread = of(lint([{**row, "unextracted": None} for row in rows]), "format_failure")
+    assert unread[0]["detail"].startswith("52 of 52 (100%)")
 
 
 def test_answers_that_could_not_be_read_or_do_not_end() -> None:

@@ -21,17 +21,18 @@ from raysft.study.tables import Reals
 
 RARE = 0.01  # share of pairs: a column that agrees more often tells nothing
 FEWEST = 3  # agreements in telling columns; also the fewest scores that make two identical rows a finding
-ODDS = 1e-3  # expected number of pairs as alike as this, if columns were independent
+EXPECTED = 1e-3  # pairs as alike as this in the whole table, if columns were independent
+CERTAIN = 1e-6  # so few that columns which do depend on each other cannot explain the pair
 
 Wholes = npt.NDArray[np.intp]
 
 
 @dataclass
-class _Pair:
-    """Columns in which two rows agree although that is rare, and log10 of how rarely all of them do."""
+class Copy:
+    """Columns in which two rows agree although that is rare, and log10 of how many such pairs chance would make."""
 
     columns: list[int] = field(default_factory=list)
-    log_odds: float = 0.0
+    log_expected: float = 0.0
 
 
 def duplicate_findings(sheet: Sheet) -> Iterator[Finding]:
@@ -46,17 +47,21 @@ def duplicate_findings(sheet: Sheet) -> Iterator[Finding]:
         detail = f"identical in all {scores} scores"
         detail += "" if proven else "; of so few items that it may be a tie"
         yield _finding(sheet, rows, "error" if proven else "warning", detail)
-    for (first, second), columns in sorted(copied.items()):
+    for (first, second), copy in sorted(copied.items()):
         if (first, second) not in same:
             both = np.isfinite(sheet.values[first]) & np.isfinite(sheet.values[second])
             equal = [sheet.columns[at] for at in np.flatnonzero(sheet.values[first] == sheet.values[second])]
-            detail = f"equal to the last digit in {len(equal)} of {both.sum()} scores, {len(columns)} of which hardly "
-            yield _finding(sheet, [first, second], "error", f"{detail}ever agree: {', '.join(equal)}")
+            detail = (
+                f"equal to the last digit in {len(equal)} of {both.sum()} scores, {len(copy.columns)} of which hardly "
+            )
+            detail += f"ever agree (chance makes about {10**copy.log_expected:.0e} such pairs): {', '.join(equal)}"
+            severity = "error" if 10**copy.log_expected < CERTAIN else "warning"
+            yield _finding(sheet, [first, second], severity, detail)
 
 
 def _finding(sheet: Sheet, rows: list[int], severity: str, detail: str) -> Finding:
     base = not sheet.tuned[rows].any()
-    if base:
+    if base and severity == "error":
         detail += "; gains of all but one of these models are measured from the scores of another"
     subject = listed(sheet.label(row) for row in rows).replace(", ", " = ")
     return Finding("duplicate_baseline" if base else "duplicate_scores", severity, subject, detail)
@@ -73,8 +78,8 @@ def identical_rows(values: Reals) -> list[list[int]]:
     return [rows for rows in groups.values() if len(rows) > 1]
 
 
-def copied_pairs(values: Reals, models: list[str]) -> dict[tuple[int, int], list[int]]:
-    """Pairs of rows, lower first, that agree in telling columns beyond what chance allows, and those columns.
+def copied_pairs(values: Reals, models: list[str]) -> dict[tuple[int, int], Copy]:
+    """Pairs of rows, lower first, that agree in telling columns beyond what chance allows.
 
     Args:
         values: shape (rows, columns), NaN where missing.
@@ -86,14 +91,14 @@ def copied_pairs(values: Reals, models: list[str]) -> dict[tuple[int, int], list
     model = np.unique(models, return_inverse=True)[1]
     of_one_model = sum(count * (count - 1) // 2 for count in Counter(model.tolist()).values())
     every = rows * (rows - 1) // 2
-    found: dict[tuple[int, int], _Pair] = defaultdict(_Pair)
+    found: dict[tuple[int, int], Copy] = defaultdict(lambda: Copy(log_expected=float(np.log10(every))))
     for column in range(values.shape[1]):
         for first, second, log_rate in _rare_agreements(values[:, column], model, of_one_model, every):
             pair = found[first, second]
             pair.columns.append(column)
-            pair.log_odds += log_rate
-    limit = np.log10(ODDS / every)
-    return {key: pair.columns for key, pair in found.items() if len(pair.columns) >= FEWEST and pair.log_odds <= limit}
+            pair.log_expected += log_rate
+    limit = np.log10(EXPECTED)
+    return {key: pair for key, pair in found.items() if len(pair.columns) >= FEWEST and pair.log_expected <= limit}
 
 
 def _rare_agreements(scores: Reals, model: Wholes, of_one_model: int, every: int) -> Iterator[tuple[int, int, float]]:

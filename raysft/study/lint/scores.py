@@ -17,6 +17,7 @@ from raysft.study.tables import Reals, reals, texts
 
 CLEAR = 3.0  # standard errors below chance
 COMMON = 0.95  # share of equal scores that makes a column all but constant
+FEW = 0.01  # share of scores far below chance that a table of guesses may have
 UNREAD = 0.1  # share of answers without anything extracted, or degenerate
 ZEROS = 0.1  # share of scores that are exactly zero
 
@@ -81,7 +82,7 @@ def chance_findings(scores: pa.Table) -> Iterator[Finding]:
             if low.any():
                 level = listed(dict.fromkeys(f"{chance:g}" for chance in np.unique(task.chance[known])))
                 detail = f"{share(int(low.sum()), int(known.sum()))} of the {whose} scores are at or below {level}"
-                severity = "error" if low.sum() > known.sum() / 2 else "warning"
+                severity = "error" if whose == "fine-tuned" and low.sum() > known.sum() / 2 else "warning"
                 yield Finding("at_or_below_chance", severity, task.name, detail)
 
 
@@ -95,13 +96,14 @@ def format_findings(scores: pa.Table) -> Iterator[Finding]:
 
 
 def _far_below_chance(task: _Task) -> Iterator[Finding]:
-    known = np.isfinite(task.value) & np.isfinite(task.chance)
-    scale = score_scale(float(np.abs(task.value[known]).max())) if known.any() else 1.0
+    # Where it is known that answers were read, a score below chance is the model's own.
+    known = np.isfinite(task.value) & np.isfinite(task.chance) & ~(task.unextracted <= UNREAD)
+    scale = score_scale(float(max(np.abs(task.value[known]).max(), task.chance[known].max()))) if known.any() else 1.0
     p = task.chance / scale
     with np.errstate(invalid="ignore", divide="ignore"):
         error = np.where(task.items > 0, scale * np.sqrt(p * (1 - p) / task.items), task.error)
         low = known & (task.value < task.chance - CLEAR * error)
-    if low.any():
+    if low.sum() > FEW * known.sum():
         detail = f"{share(int(low.sum()), int(known.sum()))} of the scores are more than {CLEAR:g} standard errors"
         detail += " below chance: wrong answers do not score so low, unread ones do"
         severity = "error" if low.sum() > known.sum() / 4 else "warning"

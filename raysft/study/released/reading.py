@@ -199,6 +199,8 @@ def _scores(subjects: list[Row], table: pa.Table, tasks: list[str]) -> pa.Table:
 def _of_task(identity: pa.Table, name: str, values: Reals) -> pa.Table:
     known = values[np.isfinite(values)]
     scale = score_scale(float(np.abs(known).max())) if known.size else 1.0
+    # Shares are given of 1 or of 100: a weak model's percentages may all be below 10.
+    scale = 100.0 if benchmark_of(name).items and scale > 1 else scale
     about = benchmark_of(name)
     share = np.clip(values / scale, 0, 1)
     columns: dict[str, pa.Array] = {
