@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +27,12 @@ CERTAIN = 1e-6  # so few that columns which do depend on each other cannot expla
 Wholes = npt.NDArray[np.intp]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Copy:
-    """Columns in which two rows agree although that is rare, and log10 of how many such pairs chance would make."""
+    """How many columns two rows agree in although that is rare, and log10 of how many such pairs chance would make."""
 
-    columns: list[int] = field(default_factory=list)
-    log_expected: float = 0.0
+    telling: int
+    log_expected: float
 
 
 def duplicate_findings(sheet: Sheet) -> Iterator[Finding]:
@@ -51,9 +51,7 @@ def duplicate_findings(sheet: Sheet) -> Iterator[Finding]:
         if (first, second) not in same:
             both = np.isfinite(sheet.values[first]) & np.isfinite(sheet.values[second])
             equal = [sheet.columns[at] for at in np.flatnonzero(sheet.values[first] == sheet.values[second])]
-            detail = (
-                f"equal to the last digit in {len(equal)} of {both.sum()} scores, {len(copy.columns)} of which hardly "
-            )
+            detail = f"equal to the last digit in {len(equal)} of {both.sum()} scores, {copy.telling} of which hardly "
             detail += f"ever agree (chance makes about {10**copy.log_expected:.0e} such pairs): {', '.join(equal)}"
             severity = "error" if 10**copy.log_expected < CERTAIN else "warning"
             yield _finding(sheet, [first, second], severity, detail)
@@ -91,34 +89,35 @@ def copied_pairs(values: Reals, models: list[str]) -> dict[tuple[int, int], Copy
     model = np.unique(models, return_inverse=True)[1]
     of_one_model = sum(count * (count - 1) // 2 for count in Counter(model.tolist()).values())
     every = rows * (rows - 1) // 2
-    found: dict[tuple[int, int], Copy] = defaultdict(lambda: Copy(log_expected=float(np.log10(every))))
-    for column in range(values.shape[1]):
-        for first, second, log_rate in _rare_agreements(values[:, column], model, of_one_model, every):
-            pair = found[first, second]
-            pair.columns.append(column)
-            pair.log_expected += log_rate
-    limit = np.log10(EXPECTED)
-    return {key: pair for key, pair in found.items() if len(pair.columns) >= FEWEST and pair.log_expected <= limit}
+    found = [_rare_agreements(values[:, column], model, of_one_model, every) for column in range(values.shape[1])]
+    # A pair as one number, so that millions of agreements are summed without an object for each.
+    pairs, place = np.unique(np.concatenate([pair for pair, _ in found]), return_inverse=True)
+    telling = np.bincount(place, minlength=len(pairs))
+    expected = np.bincount(place, np.concatenate([rate for _, rate in found]), len(pairs)) + np.log10(every)
+    chosen = np.flatnonzero((telling >= FEWEST) & (expected <= np.log10(EXPECTED)))
+    return {
+        (int(pairs[at] // rows), int(pairs[at] % rows)): Copy(int(telling[at]), float(expected[at])) for at in chosen
+    }
 
 
-def _rare_agreements(scores: Reals, model: Wholes, of_one_model: int, every: int) -> Iterator[tuple[int, int, float]]:
-    """(row, row, log10 of how often such rows agree) for every equal pair of one column, where that is rare."""
+def _rare_agreements(scores: Reals, model: Wholes, of_one_model: int, every: int) -> tuple[Wholes, Reals]:
+    """Equal pairs of one column, as row x rows + row, and log10 of how often such rows agree, where that is rare."""
     groups = _equal(scores)
     agreeing = sum(len(group) * (len(group) - 1) // 2 for group in groups)
     within = sum(
         count * (count - 1) // 2 for group in groups for count in Counter(model[group].tolist()).values() if count > 1
     )
-    rates = {True: _rate(within, of_one_model), False: _rate(agreeing - within, every - of_one_model)}
-    if min(rates.values()) >= RARE:
-        return
+    of_same, of_different = _rate(within, of_one_model), _rate(agreeing - within, every - of_one_model)
+    pairs, rates = [np.empty(0, dtype=np.intp)], [np.empty(0)]
     known = int(np.isfinite(scores).sum())
-    for group in groups:
+    for group in groups if min(of_same, of_different) < RARE else []:
         common = (len(group) - 2) / known  # a value that many rows have, such as what always saying yes scores
-        for at, first in enumerate(group):
-            for second in group[at + 1 :]:
-                rate = max(rates[bool(model[first] == model[second])], common)
-                if rate < RARE:
-                    yield int(first), int(second), float(np.log10(rate))
+        if common < RARE:
+            first, second = (group[at] for at in np.triu_indices(len(group), 1))
+            rate = np.maximum(np.where(model[first] == model[second], of_same, of_different), common)
+            pairs.append((first * len(scores) + second)[rate < RARE])
+            rates.append(np.log10(rate[rate < RARE]))
+    return np.concatenate(pairs), np.concatenate(rates)
 
 
 def _rate(agreeing: int, pairs: int) -> float:

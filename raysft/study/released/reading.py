@@ -39,7 +39,11 @@ NAMES = {
 }
 _NEEDED = ("model", "dataset")
 _BASES = frozenset({"base", "pretrain", "pretrained", "none", ""})
-_TRUTH = {True: "lora", False: "full", "true": "lora", "false": "full", "1": "lora", "0": "full"}
+_TRUTH = {"true": "lora", "false": "full", "1": "lora", "0": "full", "1.0": "lora", "0.0": "full"}
+# Numbers about a model that are no scores of it.
+_SETTINGS = frozenset(
+    {"id", "index", "lr", "learning_rate", "batch_size", "weight_decay", "rank", "alpha", "max_length"}
+)
 
 Row = dict[str, Any]
 
@@ -78,12 +82,16 @@ def read_released(path: Path, columns: Mapping[str, str] | None = None) -> Relea
     table = _read(path)
     roles = _roles(path, table.column_names, columns or {})
     names = [name for name in table.column_names if name not in roles.values() and not _is_index(name)]
-    tasks = [name for name in names if pa.types.is_integer(kind := table[name].type) or pa.types.is_floating(kind)]
+    about = {alias for aliases in NAMES.values() for alias in aliases} | _SETTINGS
+    read = [name for name in names if name.strip().lower() not in about]
+    tasks = [name for name in read if pa.types.is_integer(kind := table[name].type) or pa.types.is_floating(kind)]
     # A column without any value has no type; it is a benchmark that nobody was scored on, or a note that nobody left.
-    tasks += [name for name in names if pa.types.is_null(table[name].type)]
+    tasks += [name for name in read if pa.types.is_null(table[name].type)]
     if not tasks:
         raise ReleasedError(f"{path}: no column of numbers beside {', '.join(roles.values())}, so there are no scores")
-    notes = tuple(f"column {name}: no numbers, not read" for name in names if name not in tasks)
+    notes = tuple(
+        f"Not read: {name}, {'no numbers' if name in read else 'not a score'}" for name in names if name not in tasks
+    )
     subjects = _subjects(path, table, roles)
     tasks = [name for name in names if name in tasks]
     return Released(_trials(subjects), _scores(subjects, table, tasks), roles, notes)
@@ -158,7 +166,7 @@ def _subject(path: Path, at: int, row: Row) -> Row:
     subject = {
         "model": str(model).strip(),
         "dataset": dataset,
-        "method": _TRUTH.get(method if isinstance(method, bool) else str(method).lower(), method and str(method)),
+        "method": None if method is None else _TRUTH.get(str(method).lower(), str(method)),
         "size": _whole(where, "size", row["size"]),
         "schedule": None if row["schedule"] is None else str(row["schedule"]),
         "seed": _whole(where, "seed", row["seed"]),
