@@ -225,6 +225,7 @@ def test_the_command_prints_what_was_chosen_and_found(made: Path, tmp_path: Path
     assert result.exit_code == 0, result.output
     assert "Models: ant, bee\n" in result.stdout
     assert "Schedules: all 1: cosine\n" in result.stdout
+    assert "Scales: 1: Truthful_QA-0shot; 10: mtbench-total; 100: " in result.stdout
     assert "warning: mixed_scales: mtbench-total: on 1 to 10" in result.stdout
     assert (tmp_path / "out/tables/gains.parquet").exists()
 

@@ -79,7 +79,15 @@ def study_of_released(released: Released, choice: Choice) -> ReleasedStudy:
         skipped["every statistic"] = "no gain is left to study"
     tables["lint"] = lint_table(released.tables)
     tables = {name: tables.get(name, schema.empty_table()) for name, schema in RELEASED_TABLES.items()}
-    return ReleasedStudy(tables, _summary(released, chosen, tables, skipped), gains, released)
+    summary = _summary(released, {**chosen, "scales": _scales(gains)}, tables, skipped)
+    return ReleasedStudy(tables, summary, gains, released)
+
+
+def _scales(gains: pa.Table) -> str:
+    """`1: a; 100: b, c`: what gains are divided by before they are compared across tasks."""
+    of = dict(zip(gains["task"].to_pylist(), gains["scale"].to_pylist(), strict=True))
+    found = {scale: [task for task in sorted(of) if of[task] == scale] for scale in sorted(set(of.values()))}
+    return "; ".join(f"{scale:g}: {', '.join(tasks)}" for scale, tasks in found.items()) or "no gains"
 
 
 def _components(gains: pa.Table) -> tuple[pa.Table, dict[str, str]]:
