@@ -137,6 +137,14 @@ def test_columns_on_another_scale_than_most_are_named_with_theirs() -> None:
     assert found == {"nq": "on 0 to 1", "mmlu": "on 1 to 10"}
 
 
+def test_a_column_on_two_scales_is_an_error() -> None:
+    rows = clean_rows()
+    for row in rows:
+        row["value"] /= 100 if row["task"] == "nq" and row["model"] in "ps" else 1
+    (found,) = (row for row in of(lint(rows), "mixed_scales") if row["severity"] == "error")
+    assert (found["subject"], found["detail"]) == ("nq", "on 0 to 1 for p, s, on 0 to 100 for the other models")
+
+
 def test_scores_below_chance_are_counted_and_those_far_below_were_not_read() -> None:
     rows = [row for row in clean_rows() if row["task"] != "code"]
     for row in rows:

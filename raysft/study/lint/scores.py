@@ -37,7 +37,8 @@ class _Task:
 
 
 def scale_findings(sheet: Sheet) -> Iterator[Finding]:
-    """Columns on another scale than most: a mean over them is a mean of the largest ones."""
+    """Columns on two scales, then those on another than most: a mean over them is a mean of the largest ones."""
+    yield from _mixed_within(sheet)
     scales = {name: scale_of(sheet.column(name)) for name in sheet.columns}
     known = {name: scale for name, scale in scales.items() if scale}
     if len(set(known.values())) < 2:
@@ -48,6 +49,20 @@ def scale_findings(sheet: Sheet) -> Iterator[Finding]:
             values = sheet.column(name)
             span = f"{np.nanmin(values):g} to {np.nanmax(values):g}"
             yield Finding("mixed_scales", "warning", name, f"on {scale} (found {span}); most scores are on {usual}")
+
+
+def _mixed_within(sheet: Sheet) -> Iterator[Finding]:
+    """Columns in which some models' scores are all shares of 1, and all of every other model's exceed 1."""
+    models = np.array([str(subject["model"]) for subject in sheet.subjects])
+    for name in sheet.columns:
+        values = sheet.column(name)
+        known = np.isfinite(values)
+        largest = {model: float(values[known & (models == model)].max()) for model in np.unique(models[known])}
+        low = [model for model, top in largest.items() if 0 < top <= 1]
+        others = known & ~np.isin(models, low)
+        if low and others.any() and values[others].min() > 1:
+            detail = f"on 0 to 1 for {listed(low)}, on {scale_of(values[others])} for the other models"
+            yield Finding("mixed_scales", "error", name, detail)
 
 
 def scale_of(values: Reals) -> str | None:
