@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from raysft.study.association import constant
 from raysft.study.matrix import Matrix
-from raysft.study.schema import PCA
+from raysft.study.released_schemas import PCA
 from raysft.study.tables import Reals, from_rows
 
 SCALINGS = ("raw", "minmax", "zscore")

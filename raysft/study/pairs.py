@@ -11,7 +11,7 @@ import pyarrow as pa
 from scipy import stats
 
 from raysft.study.association import constant
-from raysft.study.schema import PAIRS
+from raysft.study.released_schemas import PAIRS
 from raysft.study.tables import Reals, from_rows
 
 CONFIDENCE = 0.95

@@ -19,7 +19,7 @@ from raysft.study.pairs import mean_difference
 from raysft.study.released import Choice, ReleasedStudy, study_released
 from raysft.study.released.benchmarks import benchmark_of
 from raysft.study.released.reading import ReleasedError, read_released
-from raysft.study.schema import RELEASED_TABLES
+from raysft.study.released_schemas import RELEASED_TABLES
 
 pytestmark = pytest.mark.unit
 

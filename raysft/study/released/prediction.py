@@ -16,7 +16,7 @@ import pyarrow as pa
 from sklearn.linear_model import LinearRegression
 
 from raysft.study.association import constant
-from raysft.study.schema import PREDICTION
+from raysft.study.released_schemas import PREDICTION
 from raysft.study.tables import Reals, from_rows, reals
 
 # split -> the column whose levels are held out one by one

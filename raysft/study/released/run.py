@@ -19,7 +19,7 @@ from raysft.study.released.prediction import prediction_table
 from raysft.study.released.reading import Released, base_models, read_released
 from raysft.study.released.selection import Choice, select_gains, unmeasured
 from raysft.study.released.similarity import clusterings, similarities, similarity_rows
-from raysft.study.schema import RELEASED_GAINS, RELEASED_TABLES
+from raysft.study.released_schemas import RELEASED_GAINS, RELEASED_TABLES
 from raysft.study.similarity import linkage_table
 from raysft.study.tables import write_json, write_table
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from raysft.study.association import pearson
 from raysft.study.matrix import Matrix, pivot
-from raysft.study.schema import RELEASED_SIMILARITY
+from raysft.study.released_schemas import RELEASED_SIMILARITY
 from raysft.study.similarity import Clustering, cluster
 from raysft.study.tables import Reals, from_rows
 
