@@ -273,15 +273,17 @@ def study(
     With --released, every choice takes names by comma or `every`, and what was chosen is printed.
     """
     with user_errors():
+        axes = {"models": models, "datasets": datasets, "tasks": tasks, "methods": methods}
+        axes |= {"sizes": sizes, "schedules": schedules, "epochs": epochs}
         if released is not None:
+            _only("--released", sweep=sweep, storage=storage, clip_below=clip_below)
             from raysft.console.released import study_and_print
 
-            axes = {"models": models, "datasets": datasets, "tasks": tasks, "methods": methods}
-            axes |= {"sizes": sizes, "schedules": schedules, "epochs": epochs}
             study_and_print(console, released, out, axes, column or [])
             return
         if sweep is None:
             raise SpecError("study: a sweep's YAML, or --released CSV --out DIR, is wanted")
+        _only("a sweep", out=out, column=column, **axes)
         loaded = load_sweep(sweep, storage)
         from raysft.publish import make_study
 
@@ -336,6 +338,14 @@ def doctor(storage: StorageOption = None, address: AddressOption = None, as_json
             table.add_row(entry.about, entry.found, entry.problem)
         console.print(table)
     raise typer.Exit(1 if any(entry.problem for entry in findings) else 0)
+
+
+def _only(what: str, **others: object) -> None:
+    """Refuse the options that belong to the other form of a command."""
+    for name, value in others.items():
+        if value is not None:
+            option = "the sweep" if name == "sweep" else f"--{name.replace('_', '-')}"
+            raise SpecError(f"study: {option} does not go with {what}, found {value}")
 
 
 def _readable_storage(sweep: Sweep) -> Storage | None:
