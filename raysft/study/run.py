@@ -12,6 +12,7 @@ import pyarrow as pa
 from raysft.store.schema import TABLES
 from raysft.study.ceilings import noise_ceiling_table
 from raysft.study.checks import check_table
+from raysft.study.claims.table import claim_table
 from raysft.study.comparisons import comparison_table
 from raysft.study.correlate import correlation_table
 from raysft.study.depth import intrinsic_dimension_by_depth, weight_change_by_depth
@@ -86,6 +87,7 @@ def study_of(sweep: Mapping[str, pa.Table], clip_below: float | None = None) -> 
         "checks": checks,
         "lint": lint_table(sweep),
     }
+    found["claims"] = claim_table(found)
     return Study({name: found[name] for name in STUDY_TABLES}, _summary(sweep, found, checks))
 
 

@@ -13,6 +13,7 @@ from raysft.study.claims.verdict import (
     SUPPORTED,
     Number,
     Outcome,
+    alone,
     beside_plain,
     cannot,
     correlated,
@@ -27,6 +28,7 @@ PERPLEXITY = tuple(
     f"{part}_{measure}" for part in ("response", "text") for measure in ("nll_per_token", "perplexity", "bits_per_byte")
 )
 LENGTH = ("response_tokens", "text_tokens", "response_words", "response_bytes")
+_FEWEST_HELD_OUT = 5
 _MATTERS = 0.1  # of |r|: by how much one predictor must be ahead of another
 
 
@@ -40,8 +42,10 @@ def perplexity_predicts(study: Evidence) -> Outcome:
     verdict, why = correlated(row["within"], row["within_df"], _real(row["within_q"]), -1)
     low, high = _real(row.get("within_low")), _real(row.get("within_high"))
     said = (
-        f"{row['predictor']} and mean gain, given model and dataset: r = {row['within']:.2f}{interval_text(low, high)}, "
-        f"{p_text(_real(row['within_q']), 'q')}, over {_size(row)}. {beside_plain(row['pearson'], row['n'], -1, verdict)}"
+        f"{row['predictor']} and mean gain, given model and dataset: r = "
+        f"{row['within']:.2f}{interval_text(low, high)}, "
+        f"{p_text(_real(row['within_q']), 'q')}, over {_size(row)}. "
+        f"{beside_plain(row['pearson'], row['n'], -1, verdict)}"
         f"{_elsewhere(study, row['predictor'])}"
     )
     return Outcome(verdict, said, {**_numbers(row), "within_low": low, "within_high": high}, why)
@@ -65,7 +69,8 @@ def perplexity_beats_similarity(study: Evidence) -> Outcome:
     said = (
         f"Given model and dataset, r with mean gain is {ours['within']:.2f} of {ours['predictor']} and "
         f"{theirs['within']:.2f} of similarity ({p_text(p)} that perplexity is ahead, for whatever correlation of the "
-        f"two), over {_size(ours)}. By task, perplexity is ahead in {_tasks_ahead(study, ours['predictor'])}. {_plainly(plain, verdict)}"
+        f"two), over {_size(ours)}. By task, perplexity is ahead in {_tasks_ahead(study, ours['predictor'])}. "
+        f"{_plainly(plain, verdict)}"
     )
     numbers: dict[str, Number] = {
         "within_perplexity": ours["within"],
@@ -122,6 +127,10 @@ def perplexity_predicts_unseen(study: Evidence) -> Outcome:
         return cannot("no held-out prediction by perplexity: the study has no perplexities of its datasets")
     if row["skill"] is None or row["skill_low"] is None:
         return cannot(f"prediction by {row['predictors']}: {row['reason'] or 'no interval'}")
+    if row["groups"] < _FEWEST_HELD_OUT:
+        return cannot(
+            f"prediction of {counted(row['groups'], 'held-out model')}, {_FEWEST_HELD_OUT} needed for an interval"
+        )
     verdict, why = NOT_SUPPORTED, None
     if row["skill_low"] > 0:
         verdict = SUPPORTED
@@ -184,8 +193,7 @@ def _elsewhere(study: Evidence, predictor: str) -> str:
 
 
 def _plainly(plain: list[float], verdict: str) -> str:
-    said = SUPPORTED if -plain[0] > abs(plain[1]) else NOT_SUPPORTED
-    return f"The plain coefficients alone would have said {'the same' if said == verdict else said}."
+    return f"The larger plain coefficient {alone(-plain[0] > abs(plain[1]), verdict)}."
 
 
 def _numbers(row: Row) -> dict[str, Number]:

@@ -15,6 +15,7 @@ from raysft.study.claims.verdict import (
     SUPPORTED,
     Number,
     Outcome,
+    alone,
     cannot,
     counted,
     excludes,
@@ -98,12 +99,9 @@ def _beside(plain: list[Row], verdict: str) -> str:
         return "Plain Pearson is not defined."
     best = max(known, key=lambda row: abs(row["r"]))
     p = pearson_p(best["r"], best["n"])
-    said = SUPPORTED if p <= LEVEL and best["r"] > 0 and _is_middle(best["depth"]) else "otherwise"
-    same = (said == SUPPORTED) == (verdict == SUPPORTED)
-    return (
-        f"Plain Pearson is strongest at depth {best['depth']:.2f}, r = {best['r']:.2f} ({p_text(p)}), and alone would have "
-        f"said {'the same' if same else said}."
-    )
+    found = p <= LEVEL and best["r"] > 0 and _is_middle(best["depth"])
+    where = f"Plain Pearson is strongest at depth {best['depth']:.2f}, r = {best['r']:.2f} ({p_text(p)}), and"
+    return f"{where} {alone(found, verdict)}."
 
 
 def dimension_splits(study: Evidence) -> Outcome:
@@ -119,10 +117,13 @@ def dimension_splits(study: Evidence) -> Outcome:
     kink = _kink(values.mean(axis=0))
     share = _kinks_in_the_middle(values, pairs)
     said = (
-        f"By {estimator}, intrinsic dimension changes by {100 * values[:, ~above].mean():.1f}% below depth {SPLIT} and by "
+        f"By {estimator}, intrinsic dimension changes by {100 * values[:, ~above].mean():.1f}% below depth {SPLIT} "
+        "and by "
         f"{100 * values[:, above].mean():.1f}% from there on: difference {100 * test.mean:.1f}%"
-        f"{interval_text(100 * test.low, 100 * test.high)}, {p_text(test.p)}. The curves part at depth {kink:.1f}, between "
-        f"{MIDDLE[0]} and {MIDDLE[1]} in {100 * share:.0f}% of resamples; {counted(test.n, 'pair')} of model and dataset "
+        f"{interval_text(100 * test.low, 100 * test.high)}, {p_text(test.p)}. The curves part at depth {kink:.1f}, "
+        "between "
+        f"{MIDDLE[0]} and {MIDDLE[1]} in {100 * share:.0f}% of resamples; {counted(test.n, 'pair')} of model and "
+        "dataset "
         f"({study.variant}). A plain paired t test has {p_text(test.t_p)}."
     )
     numbers: dict[str, Number] = {
@@ -148,7 +149,8 @@ def dimension_splits(study: Evidence) -> Outcome:
 
 
 def _dimension_changes(study: Evidence) -> tuple[dict[tuple[str, str], Reals], str]:
-    """(model, dataset) -> |after - before| / before at `_DEPTHS`, of the dataset's own texts, and by which estimator."""
+    """(model, dataset) -> |after - before| / before at `_DEPTHS`, of the dataset's own texts, and by which "
+    "estimator."""
     rows = [
         row
         for row in study.rows("intrinsic_dimension_by_depth", variant=study.variant, final=True)

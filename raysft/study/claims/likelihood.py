@@ -55,22 +55,24 @@ def base_sets_the_place(study: Evidence) -> Outcome:
     places = _places(study)
     if isinstance(places, str):
         return cannot(places)
-    by_model, by_dataset = (_share(places.squared, labels) for labels in (places.models, places.datasets))
+    by_model, by_dataset = _shares(places.squared, places.models, places.datasets)
     p = _permuted_p(places)
     names = np.unique(places.models)
     without = []
     for name in names:
         kept = places.models != name
-        part = places.squared[np.ix_(kept, kept)]
-        without.append(_share(part, places.models[kept]) - _share(part, places.datasets[kept]))
+        ours, theirs = _shares(places.squared[np.ix_(kept, kept)], places.models[kept], places.datasets[kept])
+        without.append(ours - theirs)
     found = jackknife(by_model - by_dataset, np.array(without))
     verdict, why = larger_than_zero(found, _MATTERS_SHARE)
     if verdict == SUPPORTED and p > LEVEL:
         verdict, why = CANNOT_TELL, f"models do not differ beyond chance ({p_text(p)} by permutation)"
     said = (
         f"Beyond chance, base models account for {100 * by_model:.0f}% of the squared distances between fine-tuned "
-        f"models' log-likelihood vectors ({p_text(p)} by permutation), datasets for {100 * by_dataset:.0f}%: difference "
-        f"{100 * found.value:.0f}%{interval_text(100 * found.low, 100 * found.high)}, over {counted(len(names), 'model')} "
+        f"models' log-likelihood vectors ({p_text(p)} by permutation), datasets for {100 * by_dataset:.0f}%: "
+        "difference "
+        f"{100 * found.value:.0f}%{interval_text(100 * found.low, 100 * found.high)}, over "
+        f"{counted(len(names), 'model')} "
         f"x {counted(len(np.unique(places.datasets)), 'dataset')}, {counted(len(places.squared), 'checkpoint')}."
     )
     numbers: dict[str, Number] = {
@@ -157,31 +159,42 @@ def _places(study: Evidence) -> _Places | str:
     )
 
 
-def _share(squared: Reals, labels: np.ndarray) -> float:
-    """Share of the sum of squares that groups account for (Anderson 2001), less what they have by chance."""
-    n, names = len(squared), np.unique(labels)
+def _shares(squared: Reals, *groupings: np.ndarray) -> tuple[float, ...]:
+    """Share of the sum of squares that each crossed grouping accounts for beyond chance, as omega squared.
+
+    Sums of squares follow from squared distances (Anderson 2001). What no grouping accounts for is the measure of
+    chance; where nothing is left to measure it by, chance takes nothing off.
+    """
+    n = len(squared)
     total = squared.sum() / 2 / n
-    if total <= 0 or len(names) == n or n < 2:
-        return 0.0
-    inside = 0.0
-    for name in names:
+    if total <= 0:
+        return tuple(0.0 for _ in groupings)
+    between = [total - _inside(squared, labels) for labels in groupings]
+    df = [len(np.unique(labels)) - 1 for labels in groupings]
+    left = n - 1 - sum(df)
+    noise = max(0.0, total - sum(between)) / left if left > 0 else 0.0
+    return tuple(float((part - free * noise) / total) for part, free in zip(between, df, strict=True))
+
+
+def _inside(squared: Reals, labels: np.ndarray) -> float:
+    """Sum of squares within groups."""
+    found = 0.0
+    for name in np.unique(labels):
         part = labels == name
-        inside += squared[np.ix_(part, part)].sum() / 2 / part.sum()
-    share = 1 - inside / total
-    chance = (len(names) - 1) / (n - 1)
-    return float((share - chance) / (1 - chance))
+        found += squared[np.ix_(part, part)].sum() / 2 / part.sum()
+    return found
 
 
 def _permuted_p(places: _Places, seed: int = 0) -> float:
     """p of the models' share when labels of models are shuffled among fine-tunings on the same data."""
     random = np.random.default_rng(seed)
-    observed, beaten = _share(places.squared, places.models), 0
+    observed, beaten = _inside(places.squared, places.models), 0
     for _ in range(_PERMUTATIONS):
         moved = places.models.copy()
         for name in np.unique(places.datasets):
             part = np.flatnonzero(places.datasets == name)
             moved[part] = moved[random.permutation(part)]
-        beaten += _share(places.squared, moved) >= observed - 1e-12
+        beaten += _inside(places.squared, moved) <= observed * (1 + 1e-12)
     return (beaten + 1) / (_PERMUTATIONS + 1)
 
 

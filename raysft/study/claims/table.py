@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raysft.study.claims import data, layers, likelihood, structure, training
+from raysft.study.claims import data, languages, layers, likelihood, structure, training
 from raysft.study.claims.evidence import Evidence
 from raysft.study.claims.schema import CLAIMS
 from raysft.study.claims.verdict import Number, Outcome
@@ -42,7 +42,8 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "perplexity unseen",
         "Perplexity foretells how well fine-tuning will work.",
         f"{ABSTRACT}; perplexity against gain",
-        "with models held out, its 95% interval of skill over the mean of the other models is above 0; not supported if "
+        "with models held out, its 95% interval of skill over the mean of the other models is above 0; not supported "
+        "if "
         "it is below 5%",
         data.perplexity_predicts_unseen,
     ),
@@ -50,7 +51,8 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "perplexity or similarity",
         "Perplexity tells more about gain than the similarity of dataset and benchmark does.",
         f"{ABSTRACT}; similarity against gain",
-        "-r of perplexity above |r| of similarity, both given model and dataset, at p <= 0.025; not supported if a lead "
+        "-r of perplexity above |r| of similarity, both given model and dataset, at p <= 0.025; not supported if a "
+        "lead "
         "of 0.1 is excluded at 5%",
         data.perplexity_beats_similarity,
     ),
@@ -58,7 +60,8 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "perplexity or length",
         "The length of a dataset's answers tells less about gain than perplexity does.",
         "length against gain",
-        "-r of perplexity above |r| of length with models and datasets resampled, at p <= 0.025; not supported if a lead "
+        "-r of perplexity above |r| of length with models and datasets resampled, at p <= 0.025; not supported if a "
+        "lead "
         "of 0.1 is excluded at 5%",
         data.length_matters_less,
     ),
@@ -66,7 +69,8 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "middle layers",
         "Of all layers, the weight change of those in the middle goes with gain most strongly.",
         f"{ABSTRACT}; weight change by layer",
-        "given model and dataset, the strongest depth has r > 0, p <= 0.05 as the strongest of all, and is within 0.4 to "
+        "given model and dataset, the strongest depth has r > 0, p <= 0.05 as the strongest of all, and is within 0.4 "
+        "to "
         "0.8 in 80% of resamples; not supported if it is outside in 80%, or r >= 0.3 is excluded at every depth",
         layers.middle_layers,
     ),
@@ -83,7 +87,8 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "synergies persist",
         "Some pairs of dataset and benchmark go together for every base model.",
         f"{ABSTRACT}; gains by dataset and task",
-        "a pair whose gain has one sign for all models and q <= 0.05 over models; not supported if 2 points of a hundred "
+        "a pair whose gain has one sign for all models and q <= 0.05 over models; not supported if 2 points of a "
+        "hundred "
         "are excluded for every pair",
         structure.synergies_persist,
     ),
@@ -91,7 +96,8 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "synergies differ",
         "Other pairs of dataset and benchmark vary from base model to base model.",
         f"{ABSTRACT}; gains by dataset and task",
-        "a pair whose gains differ between models beyond their standard errors, Cochran's Q, at q <= 0.05; not supported "
+        "a pair whose gains differ between models beyond their standard errors, Cochran's Q, at q <= 0.05; not "
+        "supported "
         "if no pair spreads by 2 points of a hundred",
         structure.synergies_differ,
     ),
@@ -107,7 +113,8 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "components",
         "About five principal components hold over nine tenths of the variance of the gains.",
         "principal components of the gains",
-        "five components of gains scaled to -1 to 1 hold 90%, and 85% at the lower end of the interval of resamples; not "
+        "five components of gains scaled to -1 to 1 hold 90%, and 85% at the lower end of the interval of resamples; "
+        "not "
         "supported if the upper end is below 90%; told only if shuffled gains do not reach 90%",
         structure.few_components,
     ),
@@ -115,7 +122,8 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "base sets the place",
         "On the map of log-likelihoods, models lie by their base model rather than by their data.",
         "map of log-likelihoods",
-        "base models account for more of the squared distances than datasets do, beyond chance, at p <= 0.05 with models "
+        "base models account for more of the squared distances than datasets do, beyond chance, at p <= 0.05 with "
+        "models "
         "left out in turn, and permuted p <= 0.05; not supported if a lead of 10% is excluded",
         likelihood.base_sets_the_place,
     ),
@@ -123,7 +131,8 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "one direction",
         "Whatever the base model and the data, fine-tuning moves models along one common direction.",
         "map of log-likelihoods over epochs",
-        "ways of fine-tunings that share neither model nor data have a mean cosine of 0.3 or more, 95% interval above 0; "
+        "ways of fine-tunings that share neither model nor data have a mean cosine of 0.3 or more, 95% interval above "
+        "0; "
         "not supported if 0.3 is excluded at 5%",
         likelihood.one_direction,
     ),
@@ -131,7 +140,8 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "LoRA gains as much",
         "LoRA gains about what full fine-tuning gains.",
         "LoRA against full fine-tuning",
-        "equivalence: on every task the 95% interval of full minus LoRA lies within 2 points of a hundred; not supported "
+        "equivalence: on every task the 95% interval of full minus LoRA lies within 2 points of a hundred; not "
+        "supported "
         "if a task's difference is beyond that at q <= 0.05",
         training.lora_gains_as_much,
     ),
@@ -139,7 +149,8 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "LoRA same structure",
         "Tasks that go together under full fine-tuning go together under LoRA.",
         "LoRA against full fine-tuning",
-        "the two similarity matrices of tasks correlate at 0.5 or more with Mantel's q <= 0.05; not supported if 0.5 is "
+        "the two similarity matrices of tasks correlate at 0.5 or more with Mantel's q <= 0.05; not supported if 0.5 "
+        "is "
         "excluded at 5%",
         training.lora_same_structure,
     ),
@@ -147,7 +158,8 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "full on mathematics",
         "On mathematics, full fine-tuning is ahead of LoRA.",
         "LoRA against full fine-tuning",
-        "full minus LoRA above 0 at q <= 0.05 on every benchmark of mathematics; not supported if 2 points of a hundred "
+        "full minus LoRA above 0 at q <= 0.05 on every benchmark of mathematics; not supported if 2 points of a "
+        "hundred "
         "are excluded on one of them",
         training.full_ahead_on_maths,
     ),
@@ -155,7 +167,8 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "few rows",
         "A thousand rows gain what twenty thousand do.",
         "1k against 20k rows over epochs",
-        "non-inferiority: a lead of many rows of 2 points of a hundred is excluded at 5%, errors clustered by model and "
+        "non-inferiority: a lead of many rows of 2 points of a hundred is excluded at 5%, errors clustered by model "
+        "and "
         "task; not supported if many rows are ahead at p <= 0.05",
         training.few_rows_suffice,
     ),
@@ -163,7 +176,8 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "more epochs",
         "On a thousand rows, gains go on growing after the first epoch.",
         "1k against 20k rows over epochs",
-        "last epoch minus first above 0 at p <= 0.05, errors clustered by model and task; not supported if 2 points of a "
+        "last epoch minus first above 0 at p <= 0.05, errors clustered by model and task; not supported if 2 points "
+        "of a "
         "hundred are excluded at 5%",
         training.more_epochs_help,
     ),
@@ -171,9 +185,10 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "languages",
         "What fine-tuning on English data does to MMLU it does to MMLU in Chinese and Japanese.",
         "transfer across languages",
-        "partial r of the gains on both given model and dataset above 0 at q <= 0.05 for every language; not supported if "
+        "partial r of the gains on both given model and dataset above 0 at q <= 0.05 for every language; not "
+        "supported if "
         "r >= 0.3 is excluded at 5% for one",
-        training.crosses_languages,
+        languages.crosses_languages,
     ),
 )
 

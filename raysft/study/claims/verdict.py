@@ -1,8 +1,8 @@
 """How a number becomes a verdict, by one rule for all claims.
 
 Supported needs a significant effect in the direction claimed. Not supported needs more than a missing effect: one as
-large as would matter must be excluded too, at 5% one-sided (two one-sided tests, Schuirmann 1987). In between, the sweep
-cannot tell, and `reason` says what it could have seen.
+large as would matter must be excluded too, at 5% one-sided (two one-sided tests, Schuirmann 1987). In between, the
+study cannot tell, and `reason` says what it could have seen.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ def correlated(r: float, df: int, q: float, sign: int) -> tuple[str, str | None]
         return NOT_SUPPORTED, None
     found = f"{smallest_r(df):.2f} would be found" if df > 1 else "none could be found"
     return CANNOT_TELL, (
-        f"neither an r of 0 nor one of {sign * MATTERS_R:.1f} is excluded on {df} degrees of freedom; one of {found} in "
+        f"neither an r of 0 nor one of {sign * MATTERS_R:.1f} is excluded on {df} degrees of freedom; one of {found} "
+        "in "
         "four studies of five like this one"
     )
 
@@ -134,9 +135,14 @@ def beside_plain(r: float, n: int, sign: int, verdict: str) -> str:
     p = pearson_p(r, n)
     if not np.isfinite(p):
         return "Plain Pearson is not defined."
-    said = SUPPORTED if p <= LEVEL and sign * r > 0 else "nothing found"
-    same = (said == SUPPORTED) == (verdict == SUPPORTED)
-    return f"Plain Pearson, r = {r:.2f} ({p_text(p)}), alone would have said {'the same' if same else said}."
+    return f"Plain Pearson, r = {r:.2f} ({p_text(p)}), {alone(p <= LEVEL and sign * r > 0, verdict)}."
+
+
+def alone(plain: bool, verdict: str) -> str:
+    """What a plain test by itself would have said, where `plain` says whether it finds what is claimed."""
+    if plain:
+        return "alone would have said the same" if verdict == SUPPORTED else "alone would have called this supported"
+    return "alone would not have seen it" if verdict == SUPPORTED else "alone would not have supported it either"
 
 
 def p_text(value: float, name: str = "p") -> str:
