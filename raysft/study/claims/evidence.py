@@ -90,7 +90,7 @@ class Evidence:
         found = pivot(self.gains, ("trial",), "task", "scaled_gain")
         rows = self.gains.select(["trial", "model", "dataset"]).to_pylist()
         of = {str(row["trial"]): (row["model"], row["dataset"]) for row in rows}
-        whole = np.isfinite(found.values).all(axis=1)
+        whole = np.asarray(np.isfinite(found.values).all(axis=1))
         return [of[name] for name, there in zip(found.rows, whole, strict=True) if there], found.values[whole]
 
 

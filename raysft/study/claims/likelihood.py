@@ -101,7 +101,8 @@ def one_direction(study: Evidence) -> Outcome:
             return cannot(f"{counted(len(names), 'model')} on the map, too few to leave one out")
         without.append(float(cosines[kept].mean()))
     found = jackknife(whole, np.array(without))
-    verdict, why = CANNOT_TELL, f"the interval does not settle whether the mean cosine reaches {ALIKE}"
+    verdict = CANNOT_TELL
+    why: str | None = f"the interval does not settle whether the mean cosine reaches {ALIKE}"
     if found.low > 0 and whole >= ALIKE:
         verdict, why = SUPPORTED, None
     elif found.bound(1, 1 - LEVEL) < ALIKE:

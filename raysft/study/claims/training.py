@@ -107,7 +107,8 @@ def lora_same_structure(study: Evidence) -> Outcome:
     # The entries depend on each other: no more is claimed than as many free ones as there are tasks.
     z, error = np.arctanh(np.clip(row["r"], -0.999999, 0.999999)), 1 / np.sqrt(max(row["n"] - 3, 1))
     high = float(np.tanh(z + stats.norm.ppf(1 - LEVEL) * error))
-    verdict, why = CANNOT_TELL, f"an r of {_ALIKE} is neither shown nor excluded with {counted(row['n'], 'task')}"
+    verdict = CANNOT_TELL
+    why: str | None = f"an r of {_ALIKE} is neither shown nor excluded with {counted(row['n'], 'task')}"
     if row["q"] <= LEVEL and row["r"] >= _ALIKE:
         verdict, why = SUPPORTED, None
     elif high < _ALIKE:
@@ -132,7 +133,8 @@ def few_rows_suffice(study: Evidence) -> Outcome:
     if not np.isfinite(test.p):
         return cannot(f"{many:,} against {few:,} rows: {test.reason}")
     difference = Estimate(test.mean, test.stderr, test.df)
-    verdict, why = CANNOT_TELL, f"a lead of {MATTERS_GAIN:g} of {many:,} rows is neither shown nor excluded"
+    verdict = CANNOT_TELL
+    why: str | None = f"a lead of {MATTERS_GAIN:g} of {many:,} rows is neither shown nor excluded"
     if difference.bound(1, 1 - LEVEL) < MATTERS_GAIN:
         verdict, why = SUPPORTED, None
     elif difference.low > 0:
