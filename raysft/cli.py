@@ -335,7 +335,7 @@ def recommend(
         if as_json:
             typer.echo(json.dumps(facts(found), indent=1))
             return
-        print_recommendation(console, found, level)
+        print_recommendation(console, found, asked)
 
 
 @app.command()

@@ -9,8 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from raysft.spec.mistakes import shown
 from raysft.spec.sweep import SpecError, Sweep, load_sweep
@@ -22,7 +23,7 @@ from raysft.study.tables import read_table, write_table
 
 _SWEEP_TABLES = ("scores", "data_properties", "log_likelihood")
 _PROPERTIES = ("model", "dataset", "property", "value")
-_SHOWN_TASKS = 40
+_BEST = 3  # datasets shown of a task that was not asked for by name
 
 
 @dataclass(frozen=True)
@@ -82,32 +83,49 @@ def facts(found: Recommendation) -> dict[str, Any]:
     }
 
 
-def print_recommendation(console: Console, found: Recommendation, level: float) -> None:
-    """What it rests on, the datasets ranked by task, and how good such predictions were."""
-    for line in _about(found, level):
+def print_recommendation(console: Console, found: Recommendation, asked: Asked) -> None:
+    """What it rests on, the datasets ranked by task, and how good such predictions were on held-out models."""
+    for line in _about(found, asked.level):
         console.print(line)
-    tasks = list(dict.fromkeys(found.gains["task"].to_pylist()))
-    several = len(tasks) > 1
-    table = Table(
-        "task", "rank", "dataset", "predicted gain", f"{100 * found.level:.0f}% interval", "mean of the others"
+    rows = found.gains.to_pylist()
+    whole = ALL_TASKS if rows[0]["task"] == ALL_TASKS and not asked.tasks else None
+    shown = [row for row in rows if whole is None or row["task"] == whole or row["rank"] <= _BEST]
+    moved = found.form == FORMS[1]
+    table = _table(
+        "task", "dataset", "gain", f"{100 * found.level:.0f}% interval", *(["others' mean"] if moved else [])
     )
-    for row in found.gains.to_pylist():
-        if row["task"] in tasks[:_SHOWN_TASKS]:
-            ends = f"{_number(row['low'])} to {_number(row['high'])}"
-            cells = (row["dataset"], _number(row["predicted"]), ends, _number(row["mean_of_others"]))
-            table.add_row(row["task"], str(row["rank"]), *cells, end_section=row["rank"] == _last(found, row["task"]))
+    for row, after in zip(shown, [*shown[1:], None], strict=True):
+        cells = [row["dataset"], _number(row["predicted"]), f"{_number(row['low'])} to {_number(row['high'])}"]
+        cells += [_number(row["mean_of_others"])] if moved else []
+        ends_task = after is None or after["task"] != row["task"]
+        table.add_row(row["task"] if row["rank"] == 1 else "", *cells, end_section=ends_task)
     console.print(table)
-    if several and tasks[0] == ALL_TASKS:
-        console.print(f"{ALL_TASKS}: mean of gains over their scales; other rows are on the task's own scale")
-    console.print(f"On held-out models, by {found.form} (by the mean of the others):")
-    quality = Table("task", "models", "R2", "rank correlation", "regret of the first")
-    for row in found.accuracy.to_pylist()[:_SHOWN_TASKS]:
-        both = [
-            f"{_number(row[name])} ({_number(row[f'baseline_{name}'])})"
-            for name in ("r2", "rank_correlation", "regret")
-        ]
-        quality.add_row(row["task"], str(row["models"]), *both)
+    if len(shown) < len(rows):
+        console.print(f"Of each task the first {_BEST}; with --tasks or --json all of them.")
+    if rows[0]["task"] == ALL_TASKS:
+        console.print(f"{ALL_TASKS}: mean of gains over their scales. Other rows are on the task's own scale.")
+    _print_accuracy(console, found)
+
+
+def _print_accuracy(console: Console, found: Recommendation) -> None:
+    rows = found.accuracy.to_pylist()
+    fitted = any(row["r2"] is not None for row in rows)
+    console.print(f"Models held out in turn: {'by properties, by the mean of the others' if fitted else found.form}")
+    quality = _table("task", "R2", "rank correlation", "regret of the first")
+    for row in rows:
+        cells = []
+        for name in ("r2", "rank_correlation", "regret"):
+            both = (row[name], row[f"baseline_{name}"]) if fitted else (row[f"baseline_{name}"],)
+            cells.append(", ".join(map(_number, both)))
+        quality.add_row(row["task"], *cells)
     console.print(quality)
+
+
+def _table(*header: str) -> Table:
+    """Names fold where they must; numbers stay whole."""
+    names = ("task", "dataset")
+    columns = (Column(name, no_wrap=name not in names, overflow="fold") for name in header)
+    return Table(*columns, box=SIMPLE_HEAD)
 
 
 def _about(found: Recommendation, level: float) -> Iterator[str]:
@@ -132,12 +150,10 @@ def _models_for(level: float) -> int:
     return count
 
 
-def _last(found: Recommendation, task: str) -> int:
-    return max(row["rank"] for row in found.gains.to_pylist() if row["task"] == task)
-
-
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _names(text: str | None) -> tuple[str, ...]:

@@ -95,7 +95,7 @@ def recommend(
     held = {task: _held_out(panel, can_correct) for task, panel in panels.items()}
     form, why = _choice(panels, held, known, can_correct)
     rows = [row for task, panel in panels.items() for row in _rows(known, task, panel, held[task][form], form, level)]
-    accuracies = [_accuracy(task, panel, held[task], form) for task, panel in panels.items()]
+    accuracies = [_accuracy(task, panel, held[task]) for task, panel in panels.items()]
     return Recommendation(
         model,
         chosen,
@@ -136,12 +136,14 @@ def _choice(
             "which "
             f"so few cannot tell from chance ({_FEWEST_TO_TELL} needed)"
         )
+    alone = known.predictors == ("base score",)
+    what = "no properties of datasets are known, only base scores: these" if alone else "the properties"
     low, high = skill_interval(ours, theirs, seed=0)
     found = f"{100 * skill:.0f}% off its squared error on held-out models"
     found += f" (95% interval {100 * low:.0f} to {100 * high:.0f}%)"
     if low > 0:
-        return FORMS[1], f"the properties beat the mean of the others: {found}"
-    return FORMS[0], f"the properties cannot be shown to beat the mean of the others: {found}"
+        return FORMS[1], f"{what} beat the mean of the others: {found}"
+    return FORMS[0], f"{what} cannot be shown to beat the mean of the others: {found}"
 
 
 def _squared(panels: Mapping[str, Panel], held: Mapping[str, Mapping[str, Reals]], form: str, place: int) -> float:
@@ -169,18 +171,21 @@ def _rows(known: Known, task: str, panel: Panel, held: Reals, form: str, level: 
             "high": scale * high[at],
             "mean_of_others": scale * baseline[at],
             "scale": scale,
+            "level": possible_level(len(panel.known), level),
             "models": int(np.isfinite(panel.gains[:, at]).sum()),
         }
         for rank, at in enumerate(order, start=1)
     ]
 
 
-def _accuracy(task: str, panel: Panel, held: Mapping[str, Reals], form: str) -> dict[str, object]:
-    """How good predictions of held-out models are, beside the mean of the others."""
+def _accuracy(task: str, panel: Panel, held: Mapping[str, Reals]) -> dict[str, object]:
+    """How good predictions of held-out models by properties are, beside the mean of the others."""
     actual = panel.gains
-    row: dict[str, object] = {"task": task, "form": form, "models": len(panel.known)}
-    for prefix, name in (("", form), ("baseline_", FORMS[0])):
-        predicted = held[name]
+    row: dict[str, object] = {"task": task, "models": len(panel.known)}
+    for prefix, name in (("baseline_", FORMS[0]), ("", FORMS[1])):
+        predicted = held.get(name)
+        if predicted is None:
+            continue
         both = np.isfinite(actual) & np.isfinite(predicted)
         row["n"] = int(both.sum())
         row[f"{prefix}r2"] = _r2(actual[both], predicted[both])

@@ -19,6 +19,7 @@ RECOMMENDATIONS = pa.schema(
         column("high", REAL, "upper end of the prediction interval", source="Barber et al. 2021"),
         column("mean_of_others", REAL, "mean gain of the other models on this dataset and task"),
         column("scale", REAL, "what gains are divided by before tasks are averaged"),
+        column("level", REAL, "of the interval: as asked for, at most models / (models + 1) of the task", "fraction"),
         column("models", WHOLE, "other models with this gain"),
     ]
 )
@@ -26,10 +27,13 @@ RECOMMENDATIONS = pa.schema(
 ACCURACIES = pa.schema(
     [
         _TASK,
-        column("form", TEXT, "what is recommended by: properties, or mean of the others"),
         column("n", WHOLE, "(model, dataset) pairs predicted while their model was held out"),
         column("models", WHOLE, "models held out in turn"),
-        column("r2", REAL, "1 - squared errors / squared deviations from the mean, over the held-out pairs"),
+        column(
+            "r2",
+            REAL,
+            "by properties: 1 - squared errors / squared deviations from the mean, over these",
+        ),
         column("baseline_r2", REAL, "the same of the mean of the others"),
         column("rank_correlation", REAL, "Spearman's rho of predicted and true gains over datasets, mean over models"),
         column("baseline_rank_correlation", REAL, "the same of the mean of the others"),
