@@ -17,7 +17,7 @@ from raysft.probes.log_likelihood import log_likelihoods
 from raysft.session import Session, pick_device
 from raysft.spec.plan import Subject, Work
 from raysft.spec.sweep import ModelSpec, SpecError, Sweep
-from raysft.store.schema import TABLES
+from raysft.store.schema import DIVERGED, TABLES
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def measure(
     session = Session(in_sweep(sweep, model), pick_device())
     for name in datasets:
         sweep.dataset(name)
-    subjects = [Subject(model, dataset=name, epoch=0) for name in datasets]
+    subjects = [Subject(model, dataset=name) for name in datasets]
     works = [Work("perplexity", "", subject) for subject in subjects]
     works += [Work("similarity", "", subject, task) for subject in subjects for task in tasks]
     base = session.base(model)
@@ -93,5 +93,5 @@ def _identified(name: str, subject: Subject, part: pa.Table) -> pa.Table:
     """The rows in the table's schema, with whose they are in front."""
     schema = TABLES[name]
     columns = [field for field in part.column_names if field in schema.names]
-    rows = [{**subject.as_row(), **row} for row in part.select(columns).to_pylist()]
+    rows = [{**subject.as_row(), DIVERGED.name: False, **row} for row in part.select(columns).to_pylist()]
     return pa.Table.from_pylist(rows, schema=schema)
