@@ -12,7 +12,7 @@ from raysft.study.claims.schema import CLAIMS
 from raysft.study.claims.table import CLAIMS_OF_THE_PAPER, claim_table
 from raysft.study.claims.verdict import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, correlated, excludes, jackknife
 from raysft.study.schema import STUDY_TABLES
-from tests.unit.planted_studies import PLANTED, data, names, other_variant, places
+from tests.unit.planted_studies import PLANTED, data, gains, grid, names, other_variant, places
 
 pytestmark = pytest.mark.unit
 
@@ -65,13 +65,15 @@ def test_plain_pearson_is_set_beside_the_verdict() -> None:
     assert "alone would have said the same" in shown
 
 
-def test_claims_are_decided_in_the_variant_with_most_pairs() -> None:
+def test_claims_are_decided_in_a_full_fine_tuning_unless_few_pairs_have_one() -> None:
     tables = other_variant(data(1, 1.0), "aaa", models=3)
     study = Evidence(tables)
     assert (study.variant, study.others) == ("full", ["aaa"])
     assert study.models == names("model", 12)
-    equal = Evidence(other_variant(data(1, 1.0), "aaa", models=12))
-    assert equal.variant == "full"  # of equals the full fine-tuning
+    assert Evidence(other_variant(data(1, 1.0), "aaa", models=12)).variant == "full"
+    lora = {"gains": gains(grid(12, 10), {"task": np.zeros(120)}, "lora")}
+    assert Evidence(other_variant(lora, "full", models=10)).variant == "full"
+    assert Evidence(other_variant(lora, "full", models=9)).variant == "lora"
 
 
 def test_a_claim_says_which_table_it_lacks() -> None:

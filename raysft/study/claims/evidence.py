@@ -19,6 +19,7 @@ from raysft.study.schema import STUDY_TABLES
 from raysft.study.tables import Reals, reals
 
 Row = dict[str, Any]
+_NEARLY = 0.8
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,16 @@ class Evidence:
 
     @cached_property
     def variant(self) -> str | None:
-        """The main variant: most (model, dataset) pairs, of equals a full fine-tuning, then the first by name."""
+        """The main variant: of those with nearly the most (model, dataset) pairs a full fine-tuning, if there is one.
+
+        The paper's claims are about full fine-tuning, so a cell that is missing should not decide for another method.
+        """
         pairs: dict[str, set[tuple[str, str]]] = defaultdict(set)
         for cell in self.cells:
             pairs[cell.variant].add((cell.model, cell.dataset))
-        return min(pairs, key=lambda name: (-len(pairs[name]), not is_full(name), name), default=None)
+        most = max(map(len, pairs.values()), default=0)
+        large = [name for name in pairs if len(pairs[name]) >= _NEARLY * most]
+        return min(large, key=lambda name: (not is_full(name), -len(pairs[name]), name), default=None)
 
     @cached_property
     def main(self) -> list[Cell]:

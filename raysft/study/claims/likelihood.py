@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from raysft.study.claims.evidence import Evidence
 from raysft.study.claims.verdict import (
@@ -26,7 +28,8 @@ from raysft.study.claims.verdict import (
     p_text,
 )
 from raysft.study.maps import subject_name
-from raysft.study.tables import Reals
+from raysft.study.schema import STUDY_TABLES
+from raysft.study.tables import Reals, reals
 
 _FEWEST_MODELS = 3
 _MATTERS_SHARE = 0.1  # of the squared distances
@@ -128,10 +131,11 @@ def _places(study: Evidence) -> _Places | str:
         return "no log-likelihood vectors were measured in this study"
     at = {subject_name(row): place for place, row in enumerate(points)}
     squared = np.zeros((len(points), len(points)))
-    for row in study.rows("map_distances"):
-        if row["a"] in at and row["b"] in at and row["two_kl"] is not None:
-            i, j = at[row["a"]], at[row["b"]]
-            squared[i, j] = squared[j, i] = row["two_kl"]
+    table = study.tables.get("map_distances", STUDY_TABLES["map_distances"].empty_table())
+    names = pa.array(list(at), pa.string())
+    i, j = (np.asarray(pc.fill_null(pc.index_in(table[side], names), -1).to_numpy()) for side in ("a", "b"))
+    there = (i >= 0) & (j >= 0)
+    squared[i[there], j[there]] = squared[j[there], i[there]] = reals(table, "two_kl")[there]
     base_at = {row["model"]: place for place, row in enumerate(points) if row["trial"] is None}
     last: dict[str, int] = {}
     for row in points:

@@ -56,7 +56,7 @@ def synergies_persist(study: Evidence) -> Outcome:
         f"Of {counted(tested, 'pair')} of dataset and task, {int(found.sum())} change in the same direction for every "
         f"model at q of at most {LEVEL:g} ({up} up, {int(found.sum()) - up} down), over "
         f"{counted(len(study.models), 'model')} ({study.variant}). Without correction for the number of tests it would "
-        f"have been {plain}, of which about {LEVEL * tested:.0f} by chance."
+        f"have been {plain}."
     )
     numbers: dict[str, Number] = {
         "pairs": tested,

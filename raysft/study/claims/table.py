@@ -185,9 +185,8 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "languages",
         "What fine-tuning on English data does to MMLU it does to MMLU in Chinese and Japanese.",
         "transfer across languages",
-        "partial r of the gains on both given model and dataset above 0 at q <= 0.05 for every language; not "
-        "supported if "
-        "r >= 0.3 is excluded at 5% for one",
+        "r of the gains on both above 0 at q <= 0.05 for every language, whole models and datasets permuted; not "
+        "supported if r >= 0.3 is excluded at 5% for one, models and datasets resampled",
         languages.crosses_languages,
     ),
 )

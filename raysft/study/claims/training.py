@@ -140,7 +140,7 @@ def few_rows_suffice(study: Evidence) -> Outcome:
     elif difference.low > 0:
         verdict, why = NOT_SUPPORTED, None
     said = (
-        f"{many:,} rows gain {test.mean:.3f} of the scale more than {few:,} at the last common epoch"
+        f"Gains on {many:,} rows less those on {few:,}, at the last common epoch, are {test.mean:.3f} of the scale"
         f"{interval_text(test.low, test.high)}, {p_text(test.p)}, over {counted(test.n, 'pair')} of model and task of "
         f"{counted(_models(first), 'model')}. A plain paired t test has {p_text(test.t_p)}.{_data_of(first, second)}"
     )
