@@ -305,6 +305,42 @@ def report(sweep: SweepFile, storage: StorageOption = None, clip_below: ClipOpti
 
 
 @app.command()
+def recommend(
+    model: Annotated[
+        str, typer.Option(help="Base model to tune: a name in the study or the sweep's YAML, or a local model folder.")
+    ],
+    sweep: Annotated[
+        Path | None, typer.Argument(metavar="[SWEEP]", help="The sweep's YAML.", show_default=False)
+    ] = None,
+    study: Annotated[
+        Path | None, typer.Option(help="A sweep's storage, or a study of released scores; default SWEEP's storage.")
+    ] = None,
+    datasets: Annotated[str | None, typer.Option(help="Of the study's datasets, by comma; default every one.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Of its tasks, by comma; default every one.")] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Kind of trial, such as full or lora; default the main one.")
+    ] = None,
+    level: Annotated[float, typer.Option(help="Of the prediction intervals.")] = 0.9,
+    properties: Annotated[
+        Path | None, typer.Option(help="Parquet file with the model's data_properties, instead of forward passes.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Write what the forward passes measure to this file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rank datasets by what a model that was not trained should gain from them, from forward passes alone."""
+    with user_errors():
+        from raysft.console.recommend import Asked, facts, make_recommendation, print_recommendation, study_folder
+
+        folder = study_folder(sweep, study)
+        asked = Asked(model, folder, sweep, datasets, tasks, variant, level, properties, save)
+        found = make_recommendation(asked, lambda line: typer.echo(line, err=True))
+        if as_json:
+            typer.echo(json.dumps(facts(found), indent=1))
+            return
+        print_recommendation(console, found, asked)
+
+
+@app.command()
 def weights(
     base: Annotated[Path, typer.Argument(metavar="BASE", help="A local model folder.", show_default=False)],
     checkpoint: Annotated[

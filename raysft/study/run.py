@@ -14,6 +14,7 @@ from raysft.store.schema import TABLES
 from raysft.study.ceilings import noise_ceiling_table
 from raysft.study.cells import gain_cells, not_comparable
 from raysft.study.checks import check_table
+from raysft.study.claims.table import claim_table
 from raysft.study.comparisons import comparison_table
 from raysft.study.components import pca_table
 from raysft.study.correlate import correlation_table
@@ -114,6 +115,7 @@ def study_of(
         "checks": checks,
         "lint": lint_table(sweep if linted is None else linted),
     }
+    found["claims"] = claim_table(found)
     return Study({name: found[name] for name in STUDY_TABLES}, _summary(sweep, found, checks))
 
 

@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from raysft.store.columns import FLAG, REAL, TEXT, WHOLE, column
 from raysft.store.schema import IDENTITY
+from raysft.study.claims.schema import CLAIMS
 from raysft.study.statistics.schema import (
     LAYER_TESTS,
     MATRIX_COMPARISONS,
@@ -314,4 +315,5 @@ STUDY_TABLES: dict[str, pa.Schema] = {
     "trajectories": TRAJECTORIES,
     "checks": CHECKS,
     "lint": LINT,
+    "claims": CLAIMS,
 }

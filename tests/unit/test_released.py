@@ -31,7 +31,7 @@ DATASETS = ("alpaca", "code", "flan", "math")
 TASKS = ("math-0shot", "gsm8k-0shot", "BoolQ-0shot", "Truthful_QA-0shot", "mtbench-total", "nq-5shot")
 FROM_SCORES = {
     *("gains", "gain_matrix", "epoch_gains", "similarity", "linkage", "pca", "pairs"),
-    *("matrix_comparisons", "noise_ceilings", "prediction", "checks", "lint"),
+    *("matrix_comparisons", "noise_ceilings", "prediction", "checks", "lint", "claims"),
 }
 SCALE = {"Truthful_QA-0shot": 0.01, "mtbench-total": 0.1}
 
