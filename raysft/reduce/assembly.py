@@ -53,25 +53,25 @@ def assemble(found: Sequence[Found], diverged: Mapping[str, int]) -> dict[str, p
     """Table -> the rows that these results give to it, in their order; tables that get none are absent."""
     parts: dict[str, list[tuple[pa.Table, Places]]] = {}
     for name, table, places in _all_rows(found):
-        parts.setdefault(name, []).append((conform_payload(name, table), places))
+        parts.setdefault(name, []).append((_payload(name, table), places))
     subjects = _subjects(found, diverged)
     return {name: _identified(name, every, subjects) for name, every in parts.items()}
 
 
-def conform_payload(name: str, table: pa.Table) -> pa.Table:
+def _payload(name: str, table: pa.Table) -> pa.Table:
     return conform(table, pa.schema(list(TABLES[name])[len(IDENTITY) + 1 :])).replace_schema_metadata(None)
 
 
 def _all_rows(found: Sequence[Found]) -> Iterator[Rows]:
     by_stage: dict[tuple[str, tuple[str, ...]], list[int]] = {}
     for place, one in enumerate(found):
-        by_stage.setdefault((one.work.stage, one.columns), []).append(place)
+        by_stage.setdefault((one.wanted.work.stage, one.wanted.columns), []).append(place)
     for (stage, columns), places in by_stage.items():
         if columns:
             tables = [found[place].table for place in places]
             owners = np.repeat(np.array(places, np.int64), [table.num_rows for table in tables])
             yield from _rows(stage, pa.concat_tables(tables), owners)
-    costs = [{"stage": one.work.stage, "key": one.work.key, **one.facts} for one in found]
+    costs = [{"stage": one.wanted.work.stage, "key": one.wanted.work.key, **one.facts} for one in found]
     yield "costs", pa.Table.from_pylist(costs), np.arange(len(found), dtype=np.int64)
 
 
@@ -105,7 +105,7 @@ def _beside(table: pa.Table, structs: pa.StructArray) -> pa.Table:
 
 
 def _subjects(found: Sequence[Found], diverged: Mapping[str, int]) -> pa.Table:
-    rows = [{**identity_of(one.work), DIVERGED.name: one.work.subject.trial in diverged} for one in found]
+    rows = [{**identity_of(one.wanted.work), DIVERGED.name: one.wanted.work.subject.trial in diverged} for one in found]
     return pa.Table.from_pylist(rows, schema=pa.schema([*IDENTITY, DIVERGED]))
 
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import os
+import functools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
 
 import pyarrow as pa
 
 from raysft.spec.plan import Work
 from raysft.store.layout import DamagedError, Storage
-from raysft.store.packs import Packs, stamps
-from raysft.store.results import NewerSchemaError, read_result, result_path
+from raysft.store.packs import Entry, Kind, Packs
+from raysft.store.results import Facts, NewerSchemaError, read_result, result_facts, result_path
 
-_BATCH = 16  # results of one task of a thread
-_REMOTE_READERS = 32  # threads: reading an object is waiting
-_LOCAL_READERS = 4
+_BATCH = 16  # results that a thread reads in one go
+_LOCAL_READERS, _REMOTE_READERS = 4, 32  # threads; reading an object is waiting
+_LARGEST_PACK = 512
+_SMALLEST_PACK = 128  # as many are read one by one each time
 
 
 @dataclass(frozen=True)
@@ -30,15 +28,18 @@ class Wanted:
     work: Work
     columns: tuple[str, ...]
 
+    @property
+    def kind(self) -> Kind:
+        return self.work.stage, self.columns
+
 
 @dataclass(frozen=True)
 class Found:
     """The columns of a result that are wanted, and what its metadata says of how it was made."""
 
-    work: Work
-    columns: tuple[str, ...]
+    wanted: Wanted
     table: pa.Table
-    facts: dict[str, Any]
+    facts: Facts
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,62 @@ class Unread:
     path: str
     line: str
     newer: bool = False
+
+
+def read_results(storage: Storage, wanted: Sequence[Wanted], left_out: list[Unread]) -> Iterator[Found]:
+    """These results in their order; those that cannot be read are added to `left_out`.
+
+    StorageAccessError for one that could not be had.
+    """
+    packs = Packs(storage, ((one.kind, one.work.key) for one in wanted))
+    packing: dict[Kind, list[Entry]] = {}
+    for one, read in zip(wanted, _ahead(functools.partial(_read_loose, storage, packs), wanted, storage), strict=True):
+        found = read or _unpacked(packs, one) or _read(storage, one)
+        if isinstance(found, Unread):
+            left_out.append(found)
+            continue
+        stamp = packs.stamp(one.work.stage, one.work.key)
+        if read is not None and stamp is not None:
+            entries = packing.setdefault(one.kind, [])
+            entries.append(Entry(one.work.key, stamp, found.facts, found.table))
+            if len(entries) == _LARGEST_PACK:
+                packs.keep(one.kind, packing.pop(one.kind))
+        yield found
+    for kind, entries in packing.items():
+        if len(entries) >= _SMALLEST_PACK:
+            packs.keep(kind, entries)
+    packs.forget_others()
+
+
+def _unpacked(packs: Packs, wanted: Wanted) -> Found | None:
+    held = packs.take(wanted.kind, wanted.work.key)
+    return None if held is None else Found(wanted, *held)
+
+
+def _read_loose(storage: Storage, packs: Packs, wanted: Wanted) -> Found | Unread | None:
+    """A result that is in no pack."""
+    return None if packs.holds(wanted.kind, wanted.work.key) else _read(storage, wanted)
+
+
+def _read(storage: Storage, wanted: Wanted) -> Found | Unread:
+    stage, key = wanted.work.stage, wanted.work.key
+    try:
+        table = read_result(storage, stage, key, wanted.columns)
+        return Found(wanted, table.replace_schema_metadata(None), result_facts(stage, key, table))
+    except (DamagedError, NewerSchemaError) as error:
+        return Unread(result_path(stage, key), str(error), newer=isinstance(error, NewerSchemaError))
+
+
+def _ahead(
+    read: Callable[[Wanted], Found | Unread | None], wanted: Sequence[Wanted], storage: Storage
+) -> Iterator[Found | Unread | None]:
+    """What `read` makes of each, in order, by threads that are not far ahead."""
+    readers = _LOCAL_READERS if storage.is_local else _REMOTE_READERS
+    batches = deque(wanted[start : start + _BATCH] for start in range(0, len(wanted), _BATCH))
+    with ThreadPoolExecutor(readers) as pool:
+        reading = deque(pool.submit(list, map(read, batches.popleft())) for _ in range(min(len(batches), 2 * readers)))
+        while reading:
+            done = reading.popleft().result()
+            if batches:
+                reading.append(pool.submit(list, map(read, batches.popleft())))
+            yield from done

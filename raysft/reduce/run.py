@@ -16,13 +16,14 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from raysft.reduce.assembly import assemble, identity_of, wanted_columns
+from raysft.reduce.order import place
 from raysft.reduce.reading import Found, Unread, Wanted, read_results
 from raysft.reduce.trials import failure_table, trial_table
 from raysft.reduce.writing import table_files
 from raysft.spec.plan import Plan, Work, make_plan
 from raysft.spec.sweep import Sweep
 from raysft.store.layout import Storage
-from raysft.store.schema import RESULTS, SORTED_BY
+from raysft.store.schema import RESULTS
 
 _AT_ONCE = 256  # results whose rows are in memory together
 
@@ -31,14 +32,13 @@ _STAGES = {stage: place for place, stage in enumerate(RESULTS)}
 
 @dataclass(frozen=True)
 class Reduced:
-    """Rows of each table written, a line for each result that was left out, and the paths of the damaged ones.
-
-    The others were left out because a newer version of this package wrote them.
-    """
+    """Rows of each table written; a line for each result that could not be read, and the paths of those files; a line
+    for each that is left out because a newer version of this package wrote it."""
 
     rows: Mapping[str, int]
     unreadable: tuple[str, ...]
     damaged: tuple[str, ...]
+    newer: tuple[str, ...] = ()
 
 
 def reduce_sweep(sweep: Sweep, storage: Storage) -> Reduced:
@@ -57,9 +57,9 @@ def reduce_sweep(sweep: Sweep, storage: Storage) -> Reduced:
         failures = failure_table(plan, storage)
         files.append("failures", failures)
         files.append("trials", trial_table(plan, training, failures))
-    left_out.sort(key=lambda unread: unread.path)
-    damaged = tuple(unread.path for unread in left_out if not unread.newer)
-    return Reduced(files.rows, tuple(unread.line for unread in left_out), damaged)
+    damaged = {unread.path: unread.line for unread in left_out if not unread.newer}
+    newer = {unread.path: unread.line for unread in left_out if unread.newer}
+    return Reduced(files.rows, tuple(sorted(damaged.values())), tuple(sorted(damaged)), tuple(sorted(newer.values())))
 
 
 def _wanted(plan: Plan) -> list[Wanted]:
@@ -73,10 +73,8 @@ def _wanted(plan: Plan) -> list[Wanted]:
 
 
 def _place(work: Work) -> tuple[object, ...]:
-    """Sorts by `SORTED_BY`, nulls first, then by stage and what the work is about."""
-    row = identity_of(work)
-    identity = [(row[name] is not None, row[name] or 0) for name in SORTED_BY]
-    return (*identity, _STAGES[work.stage], work.about or "", work.key)
+    """The place of a result's rows; those of one subject by stage, and then by what the work is about."""
+    return (*place(identity_of(work)), _STAGES[work.stage], work.about or "", work.key)
 
 
 def _last_measured(works: Iterable[Work]) -> dict[str | None, int | None]:

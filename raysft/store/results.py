@@ -29,9 +29,12 @@ import pyarrow.parquet as pq
 from raysft.store.layout import DamagedError, Storage, StorageError, one_line
 from raysft.store.schema import RESULTS, SCHEMA_VERSION
 
+
 class NewerSchemaError(StorageError):
     """A result that a newer version of this package wrote: it may mean what this one does not know."""
 
+
+Facts = dict[str, Any]
 
 _RECORDED_PACKAGES = ("raysft", "ray", "torch", "transformers", "peft", "lm-eval", "pyarrow", "numpy")
 
@@ -80,8 +83,12 @@ def read_result(storage: Storage, stage: str, key: str, columns: Sequence[str] |
     out; NewerSchemaError for one of a newer version; StorageAccessError for one that could not be had.
     """
     path = result_path(stage, key)
+    return _payload(stage, path, storage.read_bytes(path), columns)
+
+
+def _payload(stage: str, path: str, content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     schema = RESULTS[stage] if columns is None else pa.schema([RESULTS[stage].field(name) for name in columns])
-    table = _parsed(path, storage.read_bytes(path), columns)
+    table = _parsed(path, content, columns)
     written = int((table.schema.metadata or {}).get(b"schema_version", b"0"))
     if written > SCHEMA_VERSION:
         raise NewerSchemaError(f"{path}: schema version {written}, this raysft reads up to {SCHEMA_VERSION}")
@@ -97,6 +104,25 @@ def _parsed(path: str, content: bytes, columns: Sequence[str] | None = None) -> 
         return pq.ParquetFile(pa.BufferReader(content)).read(columns, use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise DamagedError(f"{path}: not a readable Parquet file ({one_line(error)})") from error
+
+
+def result_facts(stage: str, key: str, table: pa.Table) -> Facts:
+    """What the metadata of a result says of how it was made: the columns of the table `costs` by name.
+
+    DamagedError where it does not say so, as no file does that `commit_result` wrote.
+    """
+    metadata = table.schema.metadata or {}
+    try:
+        versions: dict[str, str] = json.loads(metadata.get(b"versions", b"{}"))
+        return {
+            "wall_s": float(metadata[b"wall_s"]),
+            "gpu_s": float(metadata[b"gpu_s"]),
+            "host": metadata[b"host"].decode(),
+            "finished_at": metadata[b"finished_at"].decode(),
+            "versions": "; ".join(f"{package} {version}" for package, version in sorted(versions.items())),
+        }
+    except (KeyError, ValueError, AttributeError) as error:
+        raise DamagedError(f"{result_path(stage, key)}: its metadata is not that of a result ({error!r})") from error
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -140,10 +166,13 @@ def set_aside(storage: Storage, paths: Iterable[str]) -> None:
         content = storage.find_bytes(path)
         if content is None:
             continue
+        folder, name = path.rsplit("/", 1)
+        stage, key = folder.rpartition("/")[2], name.removesuffix(".parquet")
         try:
-            _parsed(path, content)
+            result_facts(stage, key, _payload(stage, path, content))
+        except NewerSchemaError:
+            continue
         except DamagedError:
-            folder, name = path.rsplit("/", 1)
             storage.move(path, f"{folder}/.damaged-{uuid.uuid4().hex[:8]}-{name}")
 
 

@@ -47,7 +47,7 @@ IDENTITY = pa.schema(
 )
 
 # Rows of every table are in this order, nulls first, and those of one subject as its results have them.
-SORTED_BY = "model dataset method size learning_rate schedule epochs seed epoch trial template".split()
+SORTED_BY = [*(name for name in IDENTITY.names if name != "trial"), "trial"]
 
 TRAINING = pa.schema(
     [
