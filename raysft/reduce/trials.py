@@ -101,8 +101,14 @@ def _trial_row(sweep: Sweep, unit: Unit, training: dict[str, list[dict[str, Any]
         row |= {
             "rows": epochs[-1]["rows"],
             "steps": epochs[-1]["step"],
-            "supervised_tokens": sum(epoch["supervised_tokens"] for epoch in epochs),
+            "supervised_tokens": _total(epochs, "supervised_tokens"),
             "final_loss": epochs[-1]["loss"],
-            "oom_retries": sum(epoch["oom_retries"] for epoch in epochs),
+            "oom_retries": _total(epochs, "oom_retries"),
         }
     return row
+
+
+def _total(epochs: list[dict[str, Any]], name: str) -> int | None:
+    """Sum over the epochs; null where a result of an older version does not say it."""
+    values = [epoch[name] for epoch in epochs]
+    return None if None in values else sum(values)
