@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ _TABLE_OF = {
 _OF_DATA_ALONE = ("contamination", "text_statistics", "sentence_similarity")
 
 
+@functools.cache
 def wanted_columns(stage: str, compared: bool) -> tuple[str, ...]:
     """Columns of a stage's results that come into any table; sketches of weights only if they are to be `compared`."""
     if stage not in (*_TABLE_OF, "evaluate"):

@@ -44,7 +44,7 @@ class Reduced:
 def reduce_sweep(sweep: Sweep, storage: Storage) -> Reduced:
     """Assemble the tables of a sweep into `tables/` of its storage; StorageError where that is not let be."""
     plan = make_plan(sweep, storage)
-    wanted = _wanted(plan)
+    wanted = wanted_results(plan)
     left_out = [Unread(path, f"{path}: truncated") for path in plan.damaged]
     left_out += [Unread(line.partition(":")[0], line, newer=True) for line in plan.newer]
     training: list[pa.Table] = []
@@ -62,7 +62,7 @@ def reduce_sweep(sweep: Sweep, storage: Storage) -> Reduced:
     return Reduced(files.rows, tuple(sorted(damaged.values())), tuple(sorted(damaged)), tuple(sorted(newer.values())))
 
 
-def _wanted(plan: Plan) -> list[Wanted]:
+def wanted_results(plan: Plan) -> list[Wanted]:
     """Committed results in the order of the tables, and which of their columns are read."""
     works = [work for work in plan.works() if plan.is_done(work)]
     last = _last_measured(works)

@@ -158,7 +158,7 @@ def test_reduced_again_every_byte_is_the_same_and_no_result_is_read_twice(
 ) -> None:
     reduce_sweep(sweep, storage)
     first, read = _bytes(storage), len(opened)
-    packed = sum(_count(path) for path in storage.local_path("packs").rglob("*.parquet"))
+    packed = sum(map(len, _packed(storage).values()))
     assert read == len(_works(sweep))
     assert packed > read // 2
     opened.clear()
@@ -167,8 +167,10 @@ def test_reduced_again_every_byte_is_the_same_and_no_result_is_read_twice(
     assert len(opened) == read - packed
 
 
-def _count(pack: Path) -> int:
-    return len(json.loads(pq.read_metadata(pack).metadata[b"results"]))
+def _packed(storage: Storage) -> dict[Path, set[str]]:
+    """Keys of the results in each pack."""
+    packs = storage.local_path("packs").rglob("*.parquet")
+    return {path: {row[0] for row in json.loads(pq.read_metadata(path).metadata[b"results"])} for path in packs}
 
 
 def test_of_new_results_only_those_are_read(
@@ -181,23 +183,20 @@ def test_of_new_results_only_those_are_read(
         texts[path] = path.read_bytes()
         path.unlink()
     reduce_sweep(sweep, storage)
-    before = {pack: pack.stat().st_mtime_ns for pack in storage.local_path("packs").rglob("*.parquet")}
+    before = _packed(storage)
     for path, text in texts.items():
         path.write_bytes(text)
+    monkeypatch.setattr(reading, "_LARGEST_PACK", 10**6)
     monkeypatch.setattr(reading, "_SMALLEST_PACK", 10**6)
     opened.clear()
     reduce_sweep(sweep, storage)
     assert {work.key for work in late} <= set(opened)
-    assert not {work.key for work in works} - {work.key for work in late} & set(opened)
-    assert {pack: pack.stat().st_mtime_ns for pack in storage.local_path("packs").rglob("*.parquet")} == before
+    assert not set(opened) & set().union(*before.values())
+    assert _packed(storage) == before
     added = _bytes(storage)
-    _forget_packs(storage)
+    storage.delete_tree("packs")
     reduce_sweep(sweep, storage)
     assert _bytes(storage) == added
-
-
-def _forget_packs(storage: Storage) -> None:
-    storage.delete_tree("packs")
 
 
 @pytest.mark.parametrize("harm", ["truncated", "other bytes", "no metadata", "gone"])
@@ -272,7 +271,7 @@ def test_row_groups_are_cut_by_rows_alone(
     sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
     assert set(sizes[:-1]) == {7}
     assert _tables(storage)["samples"].equals(whole)
-    _forget_packs(storage)
+    storage.delete_tree("packs")
     monkeypatch.setattr("raysft.reduce.run._AT_ONCE", 3)
     reduce_sweep(sweep, storage)
     assert _bytes(storage) == cut
