@@ -86,6 +86,8 @@ def check_equality(sweep: Sweep, storage: Storage) -> dict[str, int]:
     counts = {}
     for stages, name in ((PROPERTIES, "data_properties"), *(((s,), t) for s, t in PLAIN.items())):
         paths = [path_of(storage, work) for work in works if work.stage in stages]
+        if not paths:
+            continue
         table = pq.read_table(storage.local_path("tables", f"{name}.parquet"))
         counts[name] = check_same(name, table, pd.concat(map(pd.read_parquet, paths), ignore_index=True))
     paths = [path_of(storage, work) for work in works if work.stage == "evaluate"]

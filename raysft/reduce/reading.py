@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ from raysft.store.packs import Entry, Kind, Packs
 from raysft.store.results import Facts, NewerSchemaError, read_result, result_facts, result_path
 
 _BATCH = 16  # results that a thread reads in one go
-_LOCAL_READERS, _REMOTE_READERS = 4, 32  # threads; reading an object is waiting
+_LOCAL_READERS, _REMOTE_READERS = 2, 32  # threads; reading an object is waiting, and a file is computing
 _LARGEST_PACK = 512
 _SMALLEST_PACK = 128  # as many are read one by one each time
 
@@ -57,23 +57,52 @@ def read_results(storage: Storage, wanted: Sequence[Wanted], left_out: list[Unre
     StorageAccessError for one that could not be had.
     """
     packs = Packs(storage, ((one.kind, one.work.key) for one in wanted))
-    packing: dict[Kind, list[Entry]] = {}
-    for one, read in zip(wanted, _ahead(functools.partial(_read_loose, storage, packs), wanted, storage), strict=True):
-        found = read or _unpacked(packs, one) or _read(storage, one)
-        if isinstance(found, Unread):
-            left_out.append(found)
-            continue
-        stamp = packs.stamp(one.work.stage, one.work.key)
-        if read is not None and stamp is not None:
-            entries = packing.setdefault(one.kind, [])
-            entries.append(Entry(one.work.key, stamp, found.facts, found.table))
-            if len(entries) == _LARGEST_PACK:
-                packs.keep(one.kind, packing.pop(one.kind))
-        yield found
-    for kind, entries in packing.items():
-        if len(entries) >= _SMALLEST_PACK:
-            packs.keep(kind, entries)
+    read_loose = functools.partial(_read_loose, storage, packs)
+    with _Packing(packs) as packing:
+        for one, read in zip(wanted, _ahead(read_loose, wanted, storage), strict=True):
+            found = read or _unpacked(packs, one) or _read(storage, one)
+            if isinstance(found, Unread):
+                left_out.append(found)
+                continue
+            if read is not None:
+                packing.add(found)
+            yield found
+        packing.finish()
     packs.forget_others()
+
+
+class _Packing:
+    """What was read of single files, on its way into packs, which a thread writes."""
+
+    def __init__(self, packs: Packs) -> None:
+        self._packs = packs
+        self._entries: dict[Kind, list[Entry]] = {}
+        self._thread = ThreadPoolExecutor(1)
+        self._written: list[Future[None]] = []
+
+    def __enter__(self) -> _Packing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def add(self, found: Found) -> None:
+        work, kind = found.wanted.work, found.wanted.kind
+        stamp = self._packs.stamp(work.stage, work.key)
+        if stamp is None:
+            return  # it came after the files were listed
+        entries = self._entries.setdefault(kind, [])
+        entries.append(Entry(work.key, stamp, found.facts, found.table))
+        if len(entries) == _LARGEST_PACK:
+            self._written.append(self._thread.submit(self._packs.keep, kind, self._entries.pop(kind)))
+
+    def finish(self) -> None:
+        """Pack what is left, if it is worth it; StorageAccessError where packs could not be written."""
+        for kind, entries in self._entries.items():
+            if len(entries) >= _SMALLEST_PACK:
+                self._packs.keep(kind, entries)
+        for written in self._written:
+            written.result()
 
 
 def _unpacked(packs: Packs, wanted: Wanted) -> Found | None:

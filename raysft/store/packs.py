@@ -1,7 +1,7 @@
 """Packs: what was read of many small results, kept in few large files, so that it is not read from them again.
 
 ```
-packs/<stage>-<digest>/<id>.parquet    payloads one below the other, and in the metadata whose they are
+packs/<stage>-<digest>/<id>.arrow    payloads one below the other, and in the schema's metadata whose they are
 ```
 
 A result never changes, so its copy is as good as long as the file has the size and time that it was read with. The
@@ -12,7 +12,6 @@ time.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import uuid
 from collections import Counter
@@ -22,7 +21,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from raysft.store.layout import Storage
 from raysft.store.results import Facts
@@ -108,9 +106,11 @@ class Packs:
             results.append([entry.key, entry.stamp, entry.facts, start, entry.table.num_rows])
             start += entry.table.num_rows
         table = pa.concat_tables([entry.table.replace_schema_metadata(None) for entry in entries])
-        buffer = io.BytesIO()
-        pq.write_table(table.replace_schema_metadata({"results": json.dumps(results)}), buffer, compression="zstd")
-        self._storage.write_bytes(buffer.getvalue(), FOLDER, _folder(kind), f"{uuid.uuid4().hex}.parquet")
+        table = table.combine_chunks().replace_schema_metadata({"results": json.dumps(results)})
+        buffer = pa.BufferOutputStream()
+        with pa.ipc.new_file(buffer, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+            writer.write_table(table)
+        self._storage.write_bytes(buffer.getvalue(), FOLDER, _folder(kind), f"{uuid.uuid4().hex}.arrow")
 
     def forget_others(self) -> None:
         """Delete packs of columns that nobody wants any more, as an older version of this package read them."""
@@ -130,7 +130,7 @@ class Packs:
     def _results(self, path: str) -> list[Any]:
         try:
             with self._storage.filesystem.open_input_file(self._storage.path(path)) as file:
-                found: list[Any] = json.loads(pq.read_metadata(file).metadata[b"results"])
+                found: list[Any] = json.loads(pa.ipc.open_file(file).schema.metadata[b"results"])
         except _UNREADABLE:
             return []
         return found
@@ -139,7 +139,7 @@ class Packs:
         if path not in self._loaded:
             try:
                 content = self._storage.read_bytes(path)
-                self._loaded[path] = pq.ParquetFile(pa.BufferReader(content)).read()
+                self._loaded[path] = pa.ipc.open_file(content).read_all()
             except _UNREADABLE:
                 self._loaded[path] = None
         return self._loaded[path]

@@ -72,7 +72,8 @@ def commit_result(
     if storage.exists(result_path(stage, key)):
         return False
     buffer = io.BytesIO()
-    pq.write_table(table, buffer)
+    # A result is read whole and never searched: dictionaries and statistics would only make it larger and slower.
+    pq.write_table(table, buffer, use_dictionary=False, write_statistics=False)
     return storage.create_bytes(buffer.getvalue(), result_path(stage, key))
 
 
@@ -87,8 +88,8 @@ def read_result(storage: Storage, stage: str, key: str, columns: Sequence[str] |
 
 
 def _payload(stage: str, path: str, content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    schema = RESULTS[stage] if columns is None else pa.schema([RESULTS[stage].field(name) for name in columns])
-    table = _parsed(path, content, columns)
+    schema = RESULTS[stage] if columns is None else _part(stage, tuple(columns))
+    table = _parsed(path, content, None if len(schema) == len(RESULTS[stage]) else columns)
     written = int((table.schema.metadata or {}).get(b"schema_version", b"0"))
     if written > SCHEMA_VERSION:
         raise NewerSchemaError(f"{path}: schema version {written}, this raysft reads up to {SCHEMA_VERSION}")
@@ -96,6 +97,11 @@ def _payload(stage: str, path: str, content: bytes, columns: Sequence[str] | Non
         return conform(table, schema)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise DamagedError(f"{path}: not a result of {stage} ({one_line(error)})") from error
+
+
+@functools.cache
+def _part(stage: str, columns: tuple[str, ...]) -> pa.Schema:
+    return pa.schema([RESULTS[stage].field(name) for name in columns])
 
 
 def _parsed(path: str, content: bytes, columns: Sequence[str] | None = None) -> pa.Table:
@@ -113,30 +119,32 @@ def result_facts(stage: str, key: str, table: pa.Table) -> Facts:
     """
     metadata = table.schema.metadata or {}
     try:
-        versions: dict[str, str] = json.loads(metadata.get(b"versions", b"{}"))
         return {
             "wall_s": float(metadata[b"wall_s"]),
             "gpu_s": float(metadata[b"gpu_s"]),
             "host": metadata[b"host"].decode(),
             "finished_at": metadata[b"finished_at"].decode(),
-            "versions": "; ".join(f"{package} {version}" for package, version in sorted(versions.items())),
+            "versions": _versions_text(metadata.get(b"versions", b"{}")),
         }
     except (KeyError, ValueError, AttributeError) as error:
         raise DamagedError(f"{result_path(stage, key)}: its metadata is not that of a result ({error!r})") from error
 
 
+@functools.lru_cache
+def _versions_text(versions: bytes) -> str:
+    return "; ".join(f"{package} {version}" for package, version in sorted(json.loads(versions).items()))
+
+
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """`table` with exactly the columns of `schema`; missing ones are null. Metadata of the table is kept."""
-    return pa.Table.from_arrays(
-        [_column(table, field) for field in schema], schema=schema.with_metadata(table.schema.metadata)
-    )
-
-
-def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray | pa.Array:
-    if field.name not in table.column_names:
-        return pa.nulls(table.num_rows, field.type)
-    column = table.column(field.name)
-    return column if column.type.equals(field.type) else column.cast(field.type)
+    if table.schema.equals(schema):  # as nearly every one is, of thousands
+        return table
+    names = set(table.column_names)
+    columns = [
+        table.column(field.name).cast(field.type) if field.name in names else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema.with_metadata(table.schema.metadata))
 
 
 def scan_results(storage: Storage, stage: str, sound: Collection[str] = frozenset()) -> ResultScan:

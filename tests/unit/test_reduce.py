@@ -169,8 +169,9 @@ def test_reduced_again_every_byte_is_the_same_and_no_result_is_read_twice(
 
 def _packed(storage: Storage) -> dict[Path, set[str]]:
     """Keys of the results in each pack."""
-    packs = storage.local_path("packs").rglob("*.parquet")
-    return {path: {row[0] for row in json.loads(pq.read_metadata(path).metadata[b"results"])} for path in packs}
+    packs = storage.local_path("packs").rglob("*.arrow")
+    schemas = {path: pa.ipc.open_file(path.read_bytes()).schema for path in packs}
+    return {path: {row[0] for row in json.loads(schema.metadata[b"results"])} for path, schema in schemas.items()}
 
 
 def test_of_new_results_only_those_are_read(
@@ -205,7 +206,7 @@ def test_packs_that_cannot_be_read_cost_nothing_but_time(
 ) -> None:
     reduce_sweep(sweep, storage)
     before = _bytes(storage)
-    for pack in storage.local_path("packs").rglob("*.parquet"):
+    for pack in storage.local_path("packs").rglob("*.arrow"):
         content = bytearray(pack.read_bytes())
         if harm == "truncated":
             pack.write_bytes(content[: len(content) // 2])
@@ -213,7 +214,9 @@ def test_packs_that_cannot_be_read_cost_nothing_but_time(
             content[4 : len(content) // 3] = bytes(len(content) // 3 - 4)
             pack.write_bytes(content)
         elif harm == "no metadata":
-            pq.write_table(pq.read_table(pack).replace_schema_metadata(None), pack)
+            table = pa.ipc.open_file(bytes(content)).read_all().replace_schema_metadata(None)
+            with pa.ipc.new_file(str(pack), table.schema) as writer:
+                writer.write_table(table)
         else:
             pack.unlink()
     reduced = reduce_sweep(sweep, storage)
