@@ -13,14 +13,12 @@ import pyarrow.parquet as pq
 
 from raysft.notebook.table import Table
 from raysft.notebook.tables import Tables
-from raysft.spec.sweep import load_sweep
 from raysft.store.layout import Storage, StorageAccessError, StorageError, one_line, open_storage, why
 from raysft.store.schema import TABLES
-from raysft.study.schema import STUDY_TABLES
 
 # of a sweep's storage, or of the folder of a study; a plain folder of tables has neither
 _FOLDERS = (("tables",), ("study", "tables"))
-_ORDER = {name: place for place, name in enumerate((*TABLES, *STUDY_TABLES))}
+_ORDER = {name: place for place, name in enumerate(TABLES)}
 _SUFFIX = ".parquet"
 
 
@@ -55,6 +53,8 @@ def load(where: str | os.PathLike[str] | Storage | Mapping[str, pa.Table]) -> Ta
 
 def _storage(where: str) -> Storage:
     if where.endswith((".yaml", ".yml")) and "://" not in where:
+        from raysft.spec.sweep import load_sweep  # only here is a sweep's YAML read
+
         return open_storage(load_sweep(Path(where)).storage)
     return open_storage(where)
 

@@ -1,4 +1,4 @@
-"""All tables of one sweep or study, by name."""
+"""All tables of one sweep or study, by name. What imports the study is imported when a matrix is asked for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import html
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from raysft.notebook import gains
 from raysft.notebook.names import unknown
 from raysft.notebook.table import Table
 
@@ -40,6 +39,8 @@ class Tables(Mapping[str, Table]):
         Raises:
             UnknownNameError: a variant, value or model that is not there, or no variant where there are several.
         """
+        from raysft.notebook import gains
+
         return gains.gain_matrix(self["gains"], variant, value, model)
 
     def gain_array(self, variant: str | None = None, value: str = "gain") -> xr.DataArray:
@@ -47,11 +48,15 @@ class Tables(Mapping[str, Table]):
 
         ImportError without xarray; otherwise as `gain_matrix`.
         """
+        from raysft.notebook import gains
+
         return gains.gain_array(self["gains"], variant, value)
 
     @property
     def variants(self) -> list[str]:
         """Groups of trials that a gain is averaged over: the method, and whatever else differs within it."""
+        from raysft.notebook import gains
+
         return gains.variants(self["gains"])
 
     def __getitem__(self, name: str) -> Table:
