@@ -219,13 +219,14 @@ def reduce(sweep: SweepFile, storage: StorageOption = None, as_json: JsonOption 
 
         reduced = reduce_sweep(loaded, open_storage(loaded.storage))
         if as_json:
-            typer.echo(json.dumps({"rows": reduced.rows, "unreadable": reduced.unreadable}, indent=1))
+            found = {"rows": reduced.rows, "unreadable": reduced.unreadable, "newer": reduced.newer}
+            typer.echo(json.dumps(found, indent=1))
             return
         table = Table("table", "rows")
         for name, rows in reduced.rows.items():
             table.add_row(name, f"{rows:,}")
         console.print(table)
-        for line in reduced.unreadable:
+        for line in (*reduced.unreadable, *reduced.newer):
             console.print(f"left out: {line}")
 
 
