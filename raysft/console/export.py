@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from raysft.console.status import stored_sweep
+from raysft.export.markdown import with_error
 from raysft.export.mistakes import ExportError
 from raysft.export.run import Options, Selection, export, selected, sizes
-from raysft.export.selection import Choice
+from raysft.export.selection import Choice, best_metric
 from raysft.spec.digests import given, kept_digests
 from raysft.spec.mistakes import shown
 from raysft.spec.size import decimal
@@ -39,7 +40,7 @@ def export_and_print(
         ExportError, SpecError, StorageError: what a user can mend, before anything is written.
     """
     with _sweep(target, storage) as sweep, selected(sweep, open_storage(sweep.storage), choice) as selection:
-        _print_selection(console, selection)
+        _print_selection(console, selection, choice.best)
         outcomes = []
         for outcome in export(selection, out, options):
             console.print(f"{outcome.name}: {outcome.state or f'not exported: {outcome.why}'}")
@@ -87,14 +88,20 @@ def _sweep(target: str, storage: str | None) -> Iterator[Sweep]:
         yield stored_sweep(target)
 
 
-def _print_selection(console: Console, selection: Selection) -> None:
-    table = Table("checkpoint", "model", "dataset", "method", "rows", "seed", "epoch", "size")
-    total = 0
-    for one, size in zip(selection.checkpoints, sizes(selection), strict=True):
-        trial = one.trial
-        rows = "all" if trial.size is None else f"{trial.size:,}"
-        words = (one.name, trial.model, trial.dataset, trial.method, rows, str(trial.seed), str(one.epoch))
-        table.add_row(*words, "damaged" if size is None else decimal(size))
-        total += size or 0
+def _print_selection(console: Console, selection: Selection, best: str | None) -> None:
+    weights = sizes(selection)
+    table = Table()
+    table.add_column("checkpoint", no_wrap=True)
+    table.add_column("size", justify="right")
+    metric = None if best is None else best_metric(selection.records.tables["scores"], best)
+    if metric is not None:
+        table.add_column(f"{best}, {metric}", justify="right")
+    for one, size in zip(selection.checkpoints, weights, strict=True):
+        scores = selection.records.scores(one.trial.key, one.epoch)
+        found = [
+            with_error(score.value, score.stderr) for score in scores if (score.task, score.metric) == (best, metric)
+        ]
+        table.add_row(one.name, "damaged" if size is None else decimal(size), *found)
     console.print(table)
-    console.print(f"{len(selection.checkpoints)} checkpoints, {decimal(total)}")
+    total = decimal(sum(size or 0 for size in weights))
+    console.print(f"{len(weights)} checkpoint{'' if len(weights) == 1 else 's'}, {total}")

@@ -54,7 +54,7 @@ class Named:
 
 
 class Bases:
-    """The base models of a sweep. `given`: by name, what adapters name in its place: `ORG/NAME[@REVISION]` or a path."""
+    """The base models of a sweep. `given`: by name, what adapters name instead: `ORG/NAME[@REVISION]` or a path."""
 
     def __init__(self, sweep: Sweep, storage: Storage, given: Mapping[str, str], scratch: Path) -> None:
         self._sweep = sweep

@@ -1,7 +1,7 @@
 """A checkpoint of the storage as a folder that `transformers` or peft loads as it is.
 
 What training writes is the whole model, whichever part of it a method trained, or an adapter alone; neither comes with
-a tokenizer. Weights are copied and their checksums compared with the manifest's, so that an export is whole and does not
+a tokenizer. Weights are copied and their checksums compared with the manifest's: an export is whole, and does not
 depend on the storage.
 """
 

@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class ExportError(ValueError):
     """An export that cannot be made as asked: where, what was found, and what is valid."""
+
+
+class NoAccessError(ExportError):
+    """The hub does not take the token, or not for what is asked: the next repository would fare no better."""

@@ -8,12 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raysft.study.gains import gain_table
 from raysft.study.lint import lint_table
 from raysft.study.variants import trial_variants
 
 Row = dict[str, Any]
+
+# Checks of the lint that look at each row by itself: what they find of one checkpoint is found in its rows alone.
+_OWN_CHECKS = frozenset(
+    {"at_or_below_chance", "format_failure", "diverged_trial", "low_precision_delta", "contaminated_pair"}
+)
 
 
 @dataclass(frozen=True)
@@ -48,15 +54,19 @@ class Records:
         self._trials = {row["trial"]: row for row in tables["trials"].to_pylist() if row["trial"] is not None}
         self._training = _by(tables["training"].to_pylist(), "trial")
         self._contamination = _by(tables["contamination"].to_pylist(), "dataset", "size")
-        self._lint = [row for row in lint_table(tables).to_pylist() if row["severity"] != "note"]
+        self._lint = [found for found in lint_table(tables).to_pylist() if found["severity"] != "note"]
 
     def scores(self, trial: str, epoch: int) -> list[Score]:
         """Every score of a checkpoint, as the table has them."""
         return [_score(row, self._gains.get(_place(row), {})) for row in self._scores.get((trial, epoch), ())]
 
     def base_scores(self, model: str) -> list[Score]:
-        """Every score of a base model."""
-        return [_score(row, {}) for row in self._scores.get((None, 0), ()) if row["model"] == model]
+        """Every score of a base model, with the errors that gains are computed with."""
+        rows = [row for row in self._scores.get((None, 0), ()) if row["model"] == model]
+        errors = {
+            (row["task"], row["metric"]): row["base_stderr"] for row in self._gains.values() if row["model"] == model
+        }
+        return [_score(row, {"score_stderr": errors.get((row["task"], row["metric"]), row["stderr"])}) for row in rows]
 
     def trial(self, key: str) -> Row:
         """A trial's row in the table `trials`; empty where it has none."""
@@ -73,16 +83,44 @@ class Records:
     def lint(self, trial: str, epoch: int) -> list[Row]:
         """Findings of the study's lint that concern a checkpoint, errors first.
 
-        A finding names rows, columns or trials in its subject; those of the whole sweep concern every checkpoint.
+        What is found in rows one by one is looked for in the checkpoint's rows; of what only shows beside others, the
+        findings that name the checkpoint, its base or a column it has a score in, and those of the whole sweep.
         """
         row = self._trials.get(trial)
         if row is None:
             return []
         concerned = {"trials", "scores", *_subjects(row, epoch)}
         for score in self._scores.get((trial, epoch), ()):
-            task = score["task"]
-            concerned |= {task, f"{task} {score['metric']}", f"{row['dataset']} / {task}"}
-        return [found for found in self._lint if _names(found) & concerned or found["check"] == "changed_version"]
+            concerned |= {score["task"], f"{score['task']} {score['metric']}"}
+        beside = [
+            found
+            for found in self._lint
+            if found["check"] not in _OWN_CHECKS and (_names(found) & concerned or found["check"] == "changed_version")
+        ]
+        own = [
+            found
+            for found in lint_table(self._slice(row, epoch)).to_pylist()
+            if found["check"] in _OWN_CHECKS and found["severity"] != "note"
+        ]
+        return sorted((*own, *beside), key=lambda found: found["severity"] != "error")
+
+    def _slice(self, row: Row, epoch: int) -> dict[str, pa.Table]:
+        """The tables with a checkpoint's own rows."""
+        of = {name: self.tables[name] for name in ("scores", "weight_change", "trials", "contamination")}
+        for name in ("scores", "weight_change"):
+            of[name] = of[name].filter(
+                pc.and_(_equal(of[name], "trial", row["trial"]), _equal(of[name], "epoch", epoch))
+            )
+        of["trials"] = of["trials"].filter(_equal(of["trials"], "trial", row["trial"]))
+        same = pc.and_(
+            _equal(of["contamination"], "dataset", row["dataset"]), _equal(of["contamination"], "size", row["size"])
+        )
+        of["contamination"] = of["contamination"].filter(same)
+        return of
+
+
+def _equal(table: pa.Table, column: str, value: Any) -> pa.ChunkedArray:
+    return pc.is_null(table[column]) if value is None else pc.fill_null(pc.equal(table[column], value), False)
 
 
 def _names(finding: Row) -> set[str]:

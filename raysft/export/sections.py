@@ -75,6 +75,15 @@ def use(of: CardOf) -> Markdown:
     return fenced("\n".join(lines), "python")
 
 
+def beside_note(reference: str) -> Markdown:
+    """That an adapter's base is an export beside it, which only holds on a disk."""
+    return Markdown(
+        f"The base model {code(reference)} is beside this folder: the code above runs in the folder that holds both. "
+        "From elsewhere, load the base and put the adapter on it: "
+        "`PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), ADAPTER)`."
+    )
+
+
 def template_words(of: CardOf) -> Markdown:
     """The prompt template of the training texts."""
     prompt = of.checkpoint.trial.optimisation.prompt

@@ -157,17 +157,20 @@ def _of_trials(stored: Sequence[Checkpoint], wanted: Names) -> list[Checkpoint]:
 
 
 def _best(chosen: list[Checkpoint], task: str, top: int, scores: pa.Table) -> list[Checkpoint]:
-    rows = scores.filter(pc.is_valid(scores["trial"]))
-    if task not in (there := sorted(set(rows["task"].to_pylist()))):
-        raise ExportError(f"--best {shown(task, 80)}: no such task in the table scores, which has {_listed(there)}")
-    rows = rows.filter(pc.equal(rows["task"], task))
-    metric = primary_metric(rows["metric"].to_pylist())
-    values = {(row["trial"], row["epoch"]): _rank(row) for row in rows.to_pylist() if row["metric"] == metric}
+    metric, rows = best_metric(scores, task), scores.filter(pc.equal(scores["task"], task)).to_pylist()
+    values = {(row["trial"], row["epoch"]): _rank(row) for row in rows if row["metric"] == metric}
     ranked = [(rank, one) for one in chosen if (rank := values.get((one.trial.key, one.epoch))) is not None]
     if not ranked:
         raise ExportError(f"--best {task}: none of the {len(chosen)} selected checkpoints was scored on it")
     ranked.sort(key=lambda pair: pair[0])  # stable: of equal ones the first in the sweep
     return [one for _, one in ranked[:top]]
+
+
+def best_metric(scores: pa.Table, task: str) -> str:
+    """The metric that `best` goes by: the study's primary one. ExportError for a task without scores."""
+    if task not in (there := sorted(set(scores["task"].to_pylist()))):
+        raise ExportError(f"--best {shown(task, 80)}: no such task in the table scores, which has {_listed(there)}")
+    return primary_metric(scores.filter(pc.equal(scores["task"], task))["metric"].to_pylist())
 
 
 def _rank(row: dict[str, Any]) -> float | None:
