@@ -16,6 +16,9 @@ from raysft.study.variants import trial_variants
 
 Row = dict[str, Any]
 
+# What cards are made from: all that the lint and the variants of trials look at, and nothing as large as samples.
+CARD_TABLES = ("trials", "training", "scores", "weight_change", "log_likelihood", "contamination", "costs")
+
 # Checks of the lint that look at each row by itself: what they find of one checkpoint is found in its rows alone.
 _OWN_CHECKS = frozenset(
     {"at_or_below_chance", "format_failure", "diverged_trial", "low_precision_delta", "contaminated_pair"}

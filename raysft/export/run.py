@@ -20,7 +20,7 @@ from raysft.export.checkpoints import fill_base, fill_checkpoint
 from raysft.export.folders import State, Subject, exporting_into, publish
 from raysft.export.mistakes import ExportError
 from raysft.export.names import tables_name
-from raysft.export.records import Records
+from raysft.export.records import CARD_TABLES, Records
 from raysft.export.sections import CardOf
 from raysft.export.selection import Checkpoint, Choice, select, stored_checkpoints
 from raysft.export.tables import fill_tables, table_files, tables_card, tables_digest
@@ -183,7 +183,7 @@ def _versions(storage: Storage, checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _read(tables: Path) -> dict[str, pa.Table]:
-    return read_tables(tables, {name: schema for name, schema in TABLES.items() if name != "samples"})
+    return read_tables(tables, {name: TABLES[name] for name in CARD_TABLES})
 
 
 def _records(tables: Mapping[str, pa.Table]) -> Records:

@@ -6,9 +6,10 @@ others, and name hosts and paths.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,29 +27,43 @@ from raysft.store.schema import TABLES
 from raysft.study.schema import STUDY_TABLES
 
 MACHINE_COLUMNS = frozenset({"host", "log", "message"})
+_BATCH = 1 << 17  # rows: the tables of a large sweep need not fit into memory
 
 
 @dataclass(frozen=True)
 class TableFile:
-    """One table: the name of its configuration, and the file it is read from."""
+    """One table: the name of its configuration, its file, the number of its rows, and the columns that are exported."""
 
     name: str
     path: Path
+    rows: int
+    schema: pa.Schema
 
-    def read(self) -> pa.Table:
-        """Without the columns of machines. ExportError for a file that is no table."""
-        try:
-            found = pq.read_table(self.path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ExportError(f"tables: {self.path.name} cannot be read ({shown(one_line(error), 200)})") from error
-        return found.drop_columns([name for name in found.column_names if name in MACHINE_COLUMNS])
+    def write(self, target: Path) -> None:
+        """Copy the exported columns."""
+        with pq.ParquetWriter(target, self.schema, compression="zstd") as writer, pq.ParquetFile(self.path) as source:
+            for batch in source.iter_batches(_BATCH, columns=self.schema.names):
+                writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=self.schema))
 
 
 def table_files(tables: Path, study: Path) -> list[TableFile]:
-    """The tables that are there, the sweep's first; those of the study have `study_` before their names."""
-    own = [TableFile(name, tables / f"{name}.parquet") for name in TABLES]
-    made = [TableFile(f"study_{name}", study / "tables" / f"{name}.parquet") for name in STUDY_TABLES]
-    return [file for file in (*own, *made) if file.path.is_file()]
+    """The tables that are there, the sweep's first; those of the study have `study_` before their names.
+
+    Raises:
+        ExportError: a file that is no table.
+    """
+    own = [(name, tables / f"{name}.parquet") for name in TABLES]
+    made = [(f"study_{name}", study / "tables" / f"{name}.parquet") for name in STUDY_TABLES]
+    return [_opened(name, path) for name, path in (*own, *made) if path.is_file()]
+
+
+def _opened(name: str, path: Path) -> TableFile:
+    try:
+        with pq.ParquetFile(path) as file:
+            fields = [field for field in file.schema_arrow if field.name not in MACHINE_COLUMNS]
+            return TableFile(name, path, file.metadata.num_rows, pa.schema(fields))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ExportError(f"tables: {path.name} cannot be read ({shown(one_line(error), 200)})") from error
 
 
 def tables_digest(files: Iterable[TableFile]) -> str:
@@ -57,35 +72,37 @@ def tables_digest(files: Iterable[TableFile]) -> str:
 
 
 def fill_tables(files: Iterable[TableFile], target: Path) -> None:
-    """Write the tables into `target / data`."""
+    """Write the tables into `target / data`, but for empty ones, which `datasets` cannot read."""
     (target / "data").mkdir(parents=True, exist_ok=True)
     for file in files:
-        pq.write_table(file.read(), target / "data" / f"{file.name}.parquet", compression="zstd")
+        if file.rows:
+            file.write(target / "data" / f"{file.name}.parquet")
 
 
-def tables_card(sweep: Sweep, name: str, files: Iterable[TableFile], license: str | None) -> str:
+def tables_card(sweep: Sweep, name: str, files: Sequence[TableFile], license: str | None) -> str:
     """The README.md of the dataset: a configuration for each table, and what each column means."""
-    found = [(file.name, file.read()) for file in files]
-    configs = [
-        {
-            "config_name": one,
-            "data_files": [{"split": "train", "path": f"data/{one}.parquet"}],
-            **({"default": True} if one == "scores" else {}),
-        }
-        for one, _ in found
-    ]
-    data = DatasetCardData(license=license, tags=["raysft"], configs=configs)
+    full = [file for file in files if file.rows]
+    if not full:
+        raise ExportError("tables: every one is empty")
+    data = DatasetCardData(license=license, tags=["raysft"], configs=list(map(_config, full)))
+    rows = [(code(file.name), f"{file.rows:,}", len(file.schema)) for file in full]
+    columns = "\n\n".join(f"### {code(file.name)}\n\n{_columns(file.schema)}" for file in full)
     body = render(
         "dataset_card.md",
         name=name,
         sweep=sweep,
         license=license,
-        tables=table(
-            ("table", "rows", "columns"), [(code(one), rows.num_rows, rows.num_columns) for one, rows in found]
-        ),
-        columns=Markdown("\n\n".join(f"### {code(one)}\n\n{_columns(rows.schema)}" for one, rows in found)),
+        example="scores" if "scores" in (names := [file.name for file in full]) else names[0],
+        tables=table(("table", "rows", "columns"), rows),
+        empty=Markdown(", ".join(code(file.name) for file in files if not file.rows)),
+        columns=Markdown(columns),
     )
     return front_matter(data.to_yaml(), license) + "\n" + body
+
+
+def _config(file: TableFile) -> dict[str, Any]:
+    found = {"config_name": file.name, "data_files": [{"split": "train", "path": f"data/{file.name}.parquet"}]}
+    return found | ({"default": True} if file.name == "scores" else {})
 
 
 def _columns(schema: pa.Schema) -> Markdown:
