@@ -1,6 +1,6 @@
 """A hub on loopback: the part of its API that `huggingface_hub` pushes with, and the faults of a real one on demand.
 
-Repositories are files by path, in git itself or behind LFS by their size; a commit replaces the files whole.
+Repositories are files by path, in git itself or behind LFS by their names; a commit replaces the files whole.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ANSWERS: dict[str, tuple[int, str]] = {
     "refuse": (403, "you may not"),
 }
 
-LARGE = 8192  # bytes: from here on a file is behind LFS
+LARGE = (".safetensors", ".parquet")  # behind LFS
 TOKEN = "hf_a_token_of_nobody"
 
 
@@ -261,7 +261,11 @@ def _blob(content: bytes) -> str:
 
 
 def _mode(file: dict[str, Any]) -> dict[str, Any]:
-    return {"path": file["path"], "uploadMode": "lfs" if file["size"] >= LARGE else "regular", "shouldIgnore": False}
+    return {
+        "path": file["path"],
+        "uploadMode": "lfs" if file["path"].endswith(LARGE) else "regular",
+        "shouldIgnore": False,
+    }
 
 
 def _entry(repository: Repository, name: str) -> dict[str, Any]:

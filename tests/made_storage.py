@@ -43,7 +43,7 @@ def score_rows(sweep: Sweep) -> Iterator[Row]:
         yield from (_score({"model": model.name, "epoch": 0}, task, 0.2) for model in sweep.models)
         for at, trial in enumerate(expand(sweep)[0]):
             for epoch in trial.measured:
-                yield _score(trial_subject(trial, epoch).as_row(), task, 0.5 + 0.1 * epoch - 0.02 * at)
+                yield _score(trial_subject(trial, epoch).as_row(), task, round(0.5 + 0.1 * epoch - 0.02 * at, 4))
 
 
 def write_tables(storage: Storage, sweep: Sweep, scores: list[Row], **more: list[Row]) -> None:

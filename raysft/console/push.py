@@ -11,7 +11,7 @@ from rich.console import Console
 
 from raysft.export.folders import read_record
 from raysft.export.hub import Hub, Pushed
-from raysft.export.mistakes import ExportError, NoAccessError
+from raysft.export.mistakes import ExportError, HubError
 from raysft.export.uploads import check_organisation, prepare
 from raysft.spec.size import decimal
 
@@ -36,7 +36,7 @@ def push_and_print(
         try:
             upload = prepare(out, name, organisation)
             pushed = hub.push(upload, private=not public) if send else hub.compare(upload)
-        except NoAccessError:
+        except HubError:
             raise
         except ExportError as error:
             console.print(f"{organisation}/{name}: not pushed: {error}")

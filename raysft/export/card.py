@@ -38,6 +38,7 @@ def checkpoint_card(of: CardOf) -> str:
         holds=sections.holds(of),
         diverged=row.get("diverged_in_epoch"),
         use=sections.use(of),
+        dora=of.is_adapter and of.method.dora,
         beside=sections.beside_note(of.base.reference) if of.is_adapter and of.base.is_beside else None,
         license=of.license,
         data_source=data_source(of.sweep, trial.dataset, trial.identity["dataset"]),

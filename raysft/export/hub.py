@@ -22,7 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFound
 from huggingface_hub.hf_api import RepoFile
 
 from raysft.export.folders import CARD, RECORD
-from raysft.export.mistakes import ExportError, NoAccessError
+from raysft.export.mistakes import ExportError, HubError
 from raysft.export.uploads import Upload, git_blob
 from raysft.spec.mistakes import shown
 from raysft.store.layout import one_line
@@ -146,7 +146,7 @@ class Hub:
                 if isinstance(error, ExportError) or cause is None:
                     raise
                 if attempt == ATTEMPTS or not _passes(cause):
-                    refused = NoAccessError if _status(cause) in (401, 403) else ExportError
+                    refused = HubError if _passes(cause) or _status(cause) in (401, 403) else ExportError
                     raise refused(f"{repository}: {_said(cause, self.api.endpoint)}") from error
                 time.sleep(min(_asked_pause(cause) or pause, _LONGEST_PAUSE_S))
                 pause *= 2

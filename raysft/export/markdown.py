@@ -16,7 +16,7 @@ class Markdown(str):
 # What begins something in CommonMark or GitHub's dialect. A pipe is an entity, since tables end cells at any other.
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;"}
 _MARKS = re.compile(r"[\\`*_{}\[\]#~$!]")
-_LINE_START = re.compile(r"^([-+=:])|^(\d+)([.)])")
+_LINE_START = re.compile(r"^([-+=:])|^(\d+)([.)])(?=\s|$)")
 
 
 def text(value: Any) -> Markdown:

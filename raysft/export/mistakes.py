@@ -7,5 +7,5 @@ class ExportError(ValueError):
     """An export that cannot be made as asked: where, what was found, and what is valid."""
 
 
-class NoAccessError(ExportError):
-    """The hub does not take the token, or not for what is asked: the next repository would fare no better."""
+class HubError(ExportError):
+    """The hub does not answer, or does not take the token: the next repository would fare no better."""

@@ -53,8 +53,8 @@ def prepare(out: Path, name: str, organisation: str) -> Upload:
     replaced = {f'"{name}"': f'"{organisation}/{name}"'}
     card = (folder / CARD).read_text(encoding="utf-8")
     base = _base_beside(folder)
+    _check_base(name, record if base is None else read_record(out / base))
     if base is not None:
-        _check_base(out, base, name)
         repository = f"{organisation}/{base}"
         config = json.loads((folder / ADAPTER_CONFIG).read_bytes())
         config["base_model_name_or_path"] = repository
@@ -115,12 +115,13 @@ def _base_beside(folder: Path) -> str | None:
     return str(reference.removeprefix("./")) if reference.startswith("./") else None
 
 
-def _check_base(out: Path, base: str, name: str) -> None:
-    identity = read_record(out / base)["identity"]
-    if identity.get("source") == "folder":
+def _check_base(name: str, record: Mapping[str, Any]) -> None:
+    """ExportError for a base model that is a folder of the user's, or an adapter of it: it is not ours to publish."""
+    identity = record["identity"]
+    if record["kind"] == "base" and identity.get("source") == "folder":
         raise ExportError(
-            f"{name}: its base model is a folder of yours, which is not pushed; say which repository holds it: "
-            f"--base {identity['model']}=ORG/NAME"
+            f"{name}: the base model {identity['model']} is a folder of yours, which is not pushed; say which "
+            f"repository holds it: --base {identity['model']}=ORG/NAME"
         )
 
 
