@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import get_token
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils.tqdm import disable_progress_bars
 from rich.console import Console
 
 from raysft.export.folders import read_record

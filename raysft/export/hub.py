@@ -18,7 +18,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is httpx's, or its successor's
+    HfHubHTTPError,
+    HTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.hf_api import RepoFile
 
 from raysft.export.folders import CARD, RECORD
@@ -91,11 +96,11 @@ class Hub:
 
     def _push(self, upload: Upload, private: bool) -> Pushed:
         pushed, upload, remote = self._compared(upload)
-        where = {"repo_id": upload.repository, "repo_type": upload.repo_type}
+        where: dict[str, Any] = {"repo_id": upload.repository, "repo_type": upload.repo_type}
         if not remote.exists:
             self.api.create_repo(**where, private=private, exist_ok=True)
         if pushed.send or pushed.delete:
-            operations = [
+            operations: list[CommitOperationAdd | CommitOperationDelete] = [
                 *(CommitOperationAdd(name, _content(upload.files[name])) for name in pushed.send),
                 *(CommitOperationDelete(name) for name in pushed.delete),
             ]
@@ -104,7 +109,7 @@ class Hub:
         return pushed
 
     def _look(self, upload: Upload) -> Remote:
-        where = {"repo_id": upload.repository, "repo_type": upload.repo_type}
+        where: dict[str, Any] = {"repo_id": upload.repository, "repo_type": upload.repo_type}
         try:
             sha = self.api.repo_info(**where).sha
             found = self.api.list_repo_tree(**where, recursive=True, revision=sha)
