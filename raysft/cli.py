@@ -348,7 +348,7 @@ def export(
         list[str] | None,
         typer.Option(
             metavar="MODEL=REFERENCE",
-            help="What adapters name as their base: ORG/NAME[@REVISION] or a folder; may be repeated.",
+            help="What adapters name as their base: ORG/NAME, ORG/NAME@REVISION or a folder; may be repeated.",
         ),
     ] = None,
     license: Annotated[str | None, typer.Option(help="Licence of the exports, as the hub names it.")] = None,

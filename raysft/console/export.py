@@ -10,10 +10,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from raysft.console.push import check_push, push_and_print
 from raysft.console.status import stored_sweep
 from raysft.export.markdown import with_error
 from raysft.export.mistakes import ExportError
-from raysft.export.run import Options, Selection, export, selected, sizes
+from raysft.export.run import Options, Selection, check_options, export, selected, sizes
 from raysft.export.selection import Choice, best_metric
 from raysft.spec.digests import given, kept_digests
 from raysft.spec.mistakes import shown
@@ -39,7 +40,10 @@ def export_and_print(
     Raises:
         ExportError, SpecError, StorageError: what a user can mend, before anything is written.
     """
+    if push is not None:
+        check_push(push.organisation, push.send)
     with _sweep(target, storage) as sweep, selected(sweep, open_storage(sweep.storage), choice) as selection:
+        check_options(sweep, options)
         _print_selection(console, selection, choice.best)
         outcomes = []
         for outcome in export(selection, out, options):
@@ -49,8 +53,6 @@ def export_and_print(
     whole = all(outcome.state is not None for outcome in outcomes)
     if push is None:
         return whole
-    from raysft.console.push import push_and_print
-
     names = [outcome.name for outcome in outcomes if outcome.state is not None]
     return push_and_print(console, out, names, push.organisation, push.send, push.public) and whole
 

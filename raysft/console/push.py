@@ -18,17 +18,21 @@ from raysft.spec.size import decimal
 _ORDER = ("base", "checkpoint", "adapter", "tables")  # what others name goes first
 
 
+def check_push(organisation: str, send: bool) -> None:
+    """ExportError for no name of an organisation, or no token to send with."""
+    check_organisation(organisation)
+    if send and get_token() is None:
+        raise ExportError("--push: no token; set HF_TOKEN, or run `hf auth login`")
+
+
 def push_and_print(
     console: Console, out: Path, names: Sequence[str], organisation: str, send: bool, public: bool
 ) -> bool:
     """Push exports in `out` to repositories of `organisation`, or say what that would send; whether all could be.
 
     Raises:
-        ExportError: no organisation of that name can be, there is no token to send with, or the hub refuses it.
+        HubError: the hub does not answer, or does not take the token.
     """
-    check_organisation(organisation)
-    if send and get_token() is None:
-        raise ExportError("--push: no token; set HF_TOKEN, or run `hf auth login`")
     if not console.is_terminal:
         disable_progress_bars()
     hub, whole, bytes_to_send = Hub(), True, 0

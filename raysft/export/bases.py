@@ -62,8 +62,6 @@ class Bases:
         self._given = {name: _named(reference) for name, reference in given.items()}
         self._scratch = scratch
         self._folders: dict[str, Path] = {}
-        for name in given:
-            _check_known(sweep, name)
 
     def named(self, model: str) -> Named:
         """How an adapter of this base names it."""
@@ -128,11 +126,6 @@ def _named(reference: str) -> Named:
     if _REPOSITORY.fullmatch(repository) and not Path(reference).exists():
         return Named(repository, revision or None, repository)
     return Named(reference)
-
-
-def _check_known(sweep: Sweep, name: str) -> None:
-    if name not in (names := [model.name for model in sweep.models]):
-        raise ExportError(f"--base {shown(name, 80)}: no such model in the sweep; valid: {', '.join(names)}")
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> dict[str, Path]:

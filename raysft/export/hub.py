@@ -206,7 +206,9 @@ def _is_of_package(error: BaseException) -> bool:
 
 
 def _passes(error: BaseException) -> bool:
-    return _status(error) in _PASSING if isinstance(error, HfHubHTTPError) else True
+    if isinstance(error, HfHubHTTPError):
+        return _status(error) in _PASSING
+    return not _is_of_package(error)  # which refuses by itself when it is told to stay offline
 
 
 def _status(error: BaseException) -> int | None:

@@ -83,6 +83,16 @@ def selected(sweep: Sweep, storage: Storage, choice: Choice) -> Iterator[Selecti
         yield Selection(sweep, storage, checkpoints, _records(tables), root / "tables", root / "study")
 
 
+def check_options(sweep: Sweep, options: Options) -> None:
+    """ExportError for a licence that is no identifier, or the base of a model that the sweep does not have."""
+    if options.license is not None and not _LICENSE.fullmatch(options.license):
+        raise ExportError(f"--license {shown(options.license, 80)}: an identifier is wanted, such as apache-2.0 or mit")
+    known = [model.name for model in sweep.models]
+    for name in options.bases:
+        if name not in known:
+            raise ExportError(f"--base {shown(name, 80)}: no such model in the sweep; valid: {', '.join(known)}")
+
+
 def sizes(selection: Selection) -> list[int | None]:
     """Bytes of every chosen checkpoint, by its manifest; None for one that is not whole."""
     found: list[int | None] = []
@@ -103,8 +113,7 @@ def export(selection: Selection, out: Path, options: Options) -> Iterator[Outcom
         ExportError: `out` cannot be made, or an option makes no sense.
         StorageAccessError: the storage does not answer.
     """
-    if options.license is not None and not _LICENSE.fullmatch(options.license):
-        raise ExportError(f"--license {shown(options.license, 80)}: an identifier is wanted, such as apache-2.0 or mit")
+    check_options(selection.sweep, options)
     with exporting_into(out) as scratch:
         bases = Bases(selection.sweep, selection.storage, options.bases, scratch)
         yield from _bases(selection, out, options, bases)

@@ -54,7 +54,8 @@ def use(of: CardOf) -> Markdown:
         asked = [
             'messages = [{"role": "user", "content": question}]',
             "text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)",
-            'inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")',
+            "begun = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)",
+            'inputs = tokenizer(text, add_special_tokens=not begun, return_tensors="pt", return_token_type_ids=False)',
         ]
     else:
         asked = [

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from raysft.cli import app
 from raysft.console import push as push_module
-from raysft.console.push import push_and_print
+from raysft.console.push import check_push, push_and_print
 from raysft.export import hub as hub_module
 from raysft.export.hub import Hub
 from raysft.export.mistakes import ExportError
@@ -278,11 +278,11 @@ def test_no_access_is_one_line(
     assert service.repositories == {}
 
 
-def test_without_a_token_nothing_is_tried(service: HubServer, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sending_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("raysft.console.push.get_token", lambda: None)
+    check_push("acme", send=False)
     with pytest.raises(ExportError, match="no token; set HF_TOKEN"):
-        push(out)
-    assert service.requests == []
+        check_push("acme", send=True)
 
 
 def test_a_hub_that_does_not_answer_is_one_line(out: Path, service: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,9 +293,9 @@ def test_a_hub_that_does_not_answer_is_one_line(out: Path, service: HubServer, m
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "-x", "a b", "../x", "x" * 97])
-def test_an_organisation_is_a_name(out: Path, name: str) -> None:
+def test_an_organisation_is_a_name(name: str) -> None:
     with pytest.raises(ExportError, match="the name of a user or organisation on the hub is wanted"):
-        push_and_print(Console(), out, [], name, False, False)
+        check_push(name, send=False)
 
 
 def test_the_command_pushes(service: HubServer, sweep: Sweep, tmp_path: Path) -> None:

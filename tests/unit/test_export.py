@@ -247,3 +247,23 @@ def test_without_tables_it_says_how_to_make_them(call: Export, sweep: Sweep) -> 
     ended = call("--models", "every")
     assert ended.exit_code == 2
     assert "no tables yet; `raysft reduce` makes them" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--license", "../mit"], "--license ../mit: an identifier is wanted, such as apache-2.0 or mit"),
+        (["--base", "gpt=x/y"], "--base gpt: no such model in the sweep; valid: tiny"),
+        (["--base", "tiny"], "--base tiny: MODEL=ORG/NAME[@REVISION], or MODEL=FOLDER, is wanted"),
+        (["--push", "a/b"], "--push a/b: the name of a user or organisation on the hub is wanted"),
+        (["--datasets", ","], "--datasets: no name in ','"),
+        (["--storage", "x"], "--storage belongs to a sweep's YAML, found the storage "),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_is_written(call: Export, out: Path, words: list[str], said: str) -> None:
+    ended = call("--models", "every", *words)
+    assert ended.exit_code == 2
+    assert ended.stderr.startswith(f"raysft: {said}")
+    assert len(ended.stderr.splitlines()) == 1
+    assert ended.stdout == ""
+    assert not out.exists()

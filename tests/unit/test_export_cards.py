@@ -81,7 +81,7 @@ def test_it_says_what_it_is_of(sweep: Sweep) -> None:
     assert "| `torch` | `2.99` |" in section(card, "Versions")
     full = checkpoint_card(card_of(sweep, at=0))
     assert front_matter(full)["tags"] == ["raysft", "sft", "full-fine-tuning"]
-    assert "from the end of epoch 1 of 2" in full
+    assert "the checkpoint at the end of epoch 1 of 2" in full
     assert "| 2 | 1.5 |" not in section(full, "Method and settings"), "what came after it is not its own"
 
 
