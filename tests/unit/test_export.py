@@ -15,7 +15,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from raysft.cli import app
+from raysft.spec.digests import keep_digests
 from raysft.spec.sweep import Sweep, parse_sweep
+from tests.conftest import SMALL
 from tests.made_storage import MACHINE, make_storage
 
 pytestmark = pytest.mark.unit
@@ -24,12 +26,19 @@ Content = dict[str, Any]
 Export = Callable[..., Result]
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage: two datasets x full and LoRA, two epochs each."""
+    path = tmp_path_factory.mktemp("made") / "storage"
+    make_storage(parse_sweep({**SMALL, "storage": str(path)}, "sweep"))
+    return path
+
+
 @pytest.fixture
-def sweep(content: Content) -> Sweep:
-    """Two datasets x full and LoRA, two epochs each."""
-    made = parse_sweep(content, "sweep")
-    make_storage(made)
-    return made
+def sweep(content: Content, made: Path) -> Sweep:
+    """The sweep, and its storage to break."""
+    shutil.copytree(made, content["storage"])
+    return parse_sweep(content, "sweep")
 
 
 @pytest.fixture
@@ -218,8 +227,21 @@ def test_a_chat_template_of_the_training_goes_along(content: Content, tmp_path: 
     assert {(path / "chat_template.jinja").read_text() for path in out.iterdir()} == {"{{ messages }}"}
     shutil.rmtree(out)
     template.unlink()
-    ended = CliRunner().invoke(app, words)
-    assert ended.exit_code != 0
+    assert f"training.chat_template: no file {template}" in CliRunner().invoke(app, words).stderr
+
+
+def test_a_chat_template_that_changed_is_not_exported(content: Content, tmp_path: Path, out: Path) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_text("{{ messages }}")
+    content["training"] |= {"template": "chat", "chat_template": str(template)}
+    storage = make_storage(parse_sweep(content, "sweep"))
+    keep_digests(storage)
+    for change in (lambda: template.write_text("{{ other }}"), template.unlink):
+        change()
+        ended = CliRunner().invoke(app, ["export", storage.uri, "--out", str(out), "--methods", "full", "--no-tables"])
+        assert ended.exit_code == 1
+        assert ended.stdout.count("not exported: training.chat_template: ") == 2
+        assert list(out.iterdir()) == []
 
 
 def test_a_manifest_that_names_a_file_outside_is_refused(call: Export, sweep: Sweep, out: Path) -> None:
