@@ -6,8 +6,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from raysft.report.page import write_report
-from raysft.store.layout import Storage
+import yaml
+
+from raysft.report import write_report
+from raysft.spec.sweep import SpecError, Sweep, parse_sweep
+from raysft.store.layout import SPEC_FILE, Storage
 from raysft.study.run import run_study
 
 
@@ -19,11 +22,27 @@ def make_study(storage: Storage, clip_below: float | None = None) -> None:
 def make_report(storage: Storage, title: str, clip_below: float | None = None) -> None:
     """Write `study/` and `report/` from `tables/`; `clip_below` as for `run_study`."""
 
+    spec = _last_spec(storage)
+
     def write(root: Path) -> None:
         run_study(root / "tables", root / "study", clip_below)
-        write_report(root / "tables", root / "study", root / "report", title)
+        write_report(root / "tables", root / "study", root / "report", title, spec)
 
     _with_local_folders(storage, "report", write)
+
+
+def _last_spec(storage: Storage) -> Sweep | None:
+    """The spec of the storage's last run; None where nothing was run, or where an older version wrote it otherwise.
+
+    The report's methods say less without it, and nothing else needs it.
+    """
+    if not storage.exists(SPEC_FILE):
+        return None
+    try:
+        content = yaml.safe_load(storage.read_bytes(SPEC_FILE))
+        return parse_sweep(content, SPEC_FILE) if isinstance(content, dict) else None
+    except (yaml.YAMLError, UnicodeDecodeError, SpecError):
+        return None
 
 
 def _with_local_folders(storage: Storage, last: str, make: Callable[[Path], object]) -> None:

@@ -10,13 +10,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysft.report.expected import EXPECTED_TABLES
+from raysft.report.plot import slugs
 from raysft.study.run import SWEEP_TABLES
 from raysft.study.schema import STUDY_TABLES
 from raysft.study.tables import read_tables, texts
 from raysft.study.variants import trial_variants, with_variants
 
 # Large, and no figure looks at them.
-_NOT_DRAWN = ("scores", "weight_change", "intrinsic_dimension", "log_likelihood")
+_NOT_DRAWN = ("weight_change", "intrinsic_dimension", "log_likelihood", "weight_sketches", "examples")
+_NOT_DRAWN_OF_STUDY = ("update_similarity", "map_distances")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,11 @@ class Findings:
         """Every variant that was planned or measured, sorted."""
         return self.names("variant")
 
+    @cached_property
+    def slugs(self) -> dict[str, str]:
+        """A file name for each variant; two variants never share one."""
+        return slugs(self.variants)
+
     def names(self, axis: str) -> list[str]:
         """Every model, dataset or variant of the sweep, sorted, so that one name has one colour in all figures."""
         tables = [
@@ -62,4 +70,5 @@ def read_findings(tables: Path, study: Path) -> Findings:
         ValueError: one of them is not a folder.
     """
     sweep = {name: schema for name, schema in SWEEP_TABLES.items() if name not in _NOT_DRAWN}
-    return Findings(read_tables(tables, sweep), read_tables(study / "tables", STUDY_TABLES))
+    studied = {name: schema for name, schema in STUDY_TABLES.items() if name not in _NOT_DRAWN_OF_STUDY}
+    return Findings(read_tables(tables, sweep), read_tables(study / "tables", {**EXPECTED_TABLES, **studied}))

@@ -1,4 +1,4 @@
-"""Figures of the gains: what each dataset did to each task, for whom, and by which epoch."""
+"""Figures of what each dataset did to each task: as measured, and scaled as published."""
 
 from __future__ import annotations
 
@@ -11,33 +11,23 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from raysft.report.findings import Findings
+from raysft.report.hover import Cells, signed
 from raysft.report.overlap import MARKED, marked_pairs
-from raysft.report.plot import (
-    INK,
-    NEUTRAL,
-    Absent,
-    Plot,
-    dashes,
-    dataset_colours,
-    extent,
-    heat,
-    heat_panels,
-    key_line,
-    legend,
-    panels,
-    short,
-    slug,
-)
-from raysft.study.gains import final_gains
+from raysft.report.plot import OUTLINE, Absent, Plot, extent, heat, heat_panels
+from raysft.report.redraw import heat_code
 from raysft.study.matching import matches
 from raysft.study.matrix import Matrix, pivot
-from raysft.study.tables import Reals, aggregate, reals
+from raysft.study.tables import Reals, real_array, reals
 
-_SCALED = "gain (share of the scale)"
 _MEASURES = {
     "gain": ("Gain", "gain over the base model, on each task's own scale"),
     "bits_gain": ("Fall in bits per byte", "fall in bits per byte of the gold answers"),
 }
+_NOT_MEASURED = "no checkpoint of this variant was measured on a task that its base model has too"
+MINMAX_CAPTION = (
+    "Each column runs from -1, its smallest gain, to +1, its largest, as published. That compares datasets within a "
+    "task and loses zero: a dataset at -1 may still gain, and one at +1 may lose."
+)
 
 
 def gain_matrix(findings: Findings, variant: str, measure: str = "gain") -> Plot | Absent:
@@ -45,29 +35,17 @@ def gain_matrix(findings: Findings, variant: str, measure: str = "gain") -> Plot
     whole = findings.study["gain_matrix"]
     shown = whole.filter(pc.equal(whole["variant"], variant))
     heading, meaning = _MEASURES[measure]
-    name, title = f"{measure.removesuffix('_gain')}_matrix_{slug(variant)}", f"{heading}: {variant}"
+    name, title = f"{measure.removesuffix('_gain')}_matrix_{findings.slugs[variant]}", f"{heading}: {variant}"
     matrix = pivot(shown, ["dataset"], "task", measure)
     if not np.isfinite(matrix.values).any():
-        return Absent(name, title, "no checkpoint of this variant was measured on a task that its base model has too")
-    figure, axes = heat_panels((1, 1), (matrix.rows, matrix.columns), cell=(0.62, 0.4), beside=1.1)
-    bars = {"label": heading.lower(), "shrink": 0.9, "pad": 0.02}
+        return Absent(name, title, _NOT_MEASURED)
     # Colours compare tasks, so they follow the gain on a common scale; the numbers stay on the task's own.
     coloured_by = "scaled_gain" if measure == "gain" else measure
-    scale = extent(reals(whole, coloured_by))
     marks = pivot(shown, ["dataset"], "task", "z").values if measure == "gain" else np.full_like(matrix.values, np.nan)
     shared = _shared_text(findings, matrix)
-    options = {"annot": _printed(matrix.values, marks, shared), "fmt": "", "annot_kws": {"size": 8}, "cbar_kws": bars}
-    heat(
-        axes[0, 0],
-        pivot(shown, ["dataset"], "task", coloured_by).values,
-        matrix.rows,
-        matrix.columns,
-        vmin=-scale,
-        vmax=scale,
-        **options,
-    )
-    _outline_matching(axes[0, 0], matrix)
-    axes[0, 0].set(xlabel="task", ylabel="trained on")
+    colours = pivot(shown, ["dataset"], "task", coloured_by).values
+    figure, axes = _one_heat(matrix, colours, extent(reals(whole, coloured_by)), _printed(matrix.values, marks, shared))
+    figure.axes[-1].set_ylabel(heading.lower())
     stars = "; * where it is more than 3 standard errors from zero" if measure == "gain" else ""
     caption = (
         f"Mean {meaning} at the last epoch{stars}. Outlined: tasks that test what the dataset teaches. Grey: not known."
@@ -76,7 +54,69 @@ def gain_matrix(findings: Findings, variant: str, measure: str = "gain") -> Plot
         caption += f" †: the training set holds text of {MARKED:.0%} of the task's items or more."
     if measure == "gain" and not np.array_equal(reals(shown, "gain"), reals(shown, "scaled_gain")):
         caption += " Tasks are on different scales; colours show the gain as a share of the task's."
-    return Plot(name, title, caption, figure, shown)
+    hover = (Cells(axes, matrix.rows, matrix.columns, _said(shown, matrix, measure)),)
+    return Plot(name, title, caption, figure, shown, (), heat_code(name, "dataset", "task", measure), hover)
+
+
+def _said(shown: pa.Table, matrix: Matrix, measure: str) -> list[list[str]]:
+    """Each cell's number with its error and what it is a mean of."""
+    rows = {(row["dataset"], row["task"]): row for row in shown.to_pylist()}
+    return [[_cell(rows.get((dataset, task)), measure) for task in matrix.columns] for dataset in matrix.rows]
+
+
+def _cell(row: dict[str, Any] | None, measure: str) -> str:
+    if row is None or row[measure] is None:
+        return ""
+    error = f" ± {row['stderr']:.3f}" if measure == "gain" and row["stderr"] is not None else ""
+    return f"{row[measure] + 0.0:+.3f}{error}\nmean of {row['models']} models, {row['cells']} checkpoints"
+
+
+def minmax_matrix(findings: Findings, variant: str) -> Plot | Absent:
+    """Datasets x tasks of one variant with each task's gains from -1 to 1, as the paper shows them."""
+    whole = findings.study["gain_matrix"]
+    shown = whole.filter(pc.equal(whole["variant"], variant))
+    name, title = f"minmax_matrix_{findings.slugs[variant]}", f"Gain, min-max scaled: {variant}"
+    matrix = pivot(shown, ["dataset"], "task", "gain")
+    scaled = minmax(matrix.values)
+    if not np.isfinite(scaled).any():
+        return Absent(name, title, _NOT_MEASURED if not shown.num_rows else "no task's gains differ between datasets")
+    printed = np.array([[f"{v + 0.0:.2f}" if np.isfinite(v) else "" for v in row] for row in scaled], dtype=object)
+    figure, axes = _one_heat(matrix, scaled, 1.0, printed)
+    figure.axes[-1].set_ylabel("gain, each task from -1 to 1")
+    at = {(d, t): scaled[i, j] for i, d in enumerate(matrix.rows) for j, t in enumerate(matrix.columns)}
+    places = zip(shown["dataset"].to_pylist(), shown["task"].to_pylist(), strict=True)
+    data = shown.select(["variant", "dataset", "task", "gain"])
+    data = data.append_column("minmax", real_array([at[place] for place in places]))
+    raw = signed(matrix.values)
+    texts = [
+        [f"{v + 0.0:+.2f}\ngain {raw[i][j]}" if np.isfinite(v) else raw[i][j] for j, v in enumerate(row)]
+        for i, row in enumerate(scaled)
+    ]
+    hover = (Cells(axes, matrix.rows, matrix.columns, texts),)
+    caption = MINMAX_CAPTION + " Grey: not measured, or the same for every dataset."
+    return Plot(name, title, caption, figure, data, (), heat_code(name, "dataset", "task", "minmax"), hover)
+
+
+def minmax(values: Reals) -> Reals:
+    """Each column, shape (rows,), from -1 to 1; NaN where it is missing or does not vary."""
+    known = np.where(np.isfinite(values), values, np.nan)
+    low, high = (
+        np.array([how(column[np.isfinite(column)], initial=start) for column in known.T])
+        for how, start in ((np.min, np.inf), (np.max, -np.inf))
+    )
+    spread = high - low
+    varies = np.isfinite(spread) & (spread > 1e-12 * np.maximum(np.abs(high), np.abs(low)))
+    centre, half = np.where(varies, (high + low) / 2, np.nan), np.where(varies, spread / 2, np.nan)
+    return np.asarray((known - centre) / half, dtype=np.float64)
+
+
+def _one_heat(matrix: Matrix, colours: Reals, scale: float, printed: np.ndarray) -> tuple[Any, Axes]:
+    figure, axes = heat_panels((1, 1), (matrix.rows, matrix.columns), cell=(0.62, 0.4), beside=1.1)
+    options = {"annot": printed, "fmt": "", "annot_kws": {"size": 8}, "cbar_kws": {"shrink": 0.9, "pad": 0.02}}
+    heat(axes[0, 0], colours, matrix.rows, matrix.columns, vmin=-scale, vmax=scale, **options)
+    _outline_matching(axes[0, 0], matrix)
+    axes[0, 0].set(xlabel="task", ylabel="trained on")
+    return figure, axes[0, 0]
 
 
 def _shared_text(findings: Findings, matrix: Matrix) -> np.ndarray:
@@ -99,103 +139,8 @@ def _printed(values: Reals, z: Reals, shared: np.ndarray) -> np.ndarray:
 
 
 def _outline_matching(axes: Axes, matrix: Matrix) -> None:
+    look = {"fill": False, "edgecolor": OUTLINE, "linewidth": 1.4, "clip_on": False}
     for row, dataset in enumerate(matrix.rows):
         for column, task in enumerate(matrix.columns):
             if matches(dataset, task):
-                axes.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=INK, linewidth=1.4, clip_on=False))
-
-
-def gain_by_model(findings: Findings) -> Plot | Absent:
-    """The gain matrices of every model and variant as small multiples on one colour scale."""
-    name, title = "gain_by_model", "Gain, model by model"
-    final = final_gains(findings.study["gains"])
-    if not final.num_rows:
-        return Absent(name, title, "no checkpoint was measured")
-    whole = pivot(final, ["dataset"], "task", "scaled_gain")
-    models, variants = sorted(set(final["model"].to_pylist())), sorted(set(final["variant"].to_pylist()))
-    grid, names = (len(models), len(variants)), (whole.rows, whole.columns)
-    figure, axes = heat_panels(grid, names, cell=(0.26, 0.24), beside=1.0)
-    scale = extent(reals(final, "scaled_gain"))
-    for row, model in enumerate(models):
-        for column, variant in enumerate(variants):
-            chosen = final.filter(pc.and_(pc.equal(final["model"], model), pc.equal(final["variant"], variant)))
-            values = _aligned(pivot(chosen, ["dataset"], "task", "scaled_gain"), whole)
-            heat(axes[row, column], values, whole.rows, whole.columns, vmin=-scale, vmax=scale, cbar=False)
-            axes[row, column].set_title(short(f"{model}, {variant}"))
-            if row < len(models) - 1:
-                axes[row, column].tick_params(labelbottom=False)
-    figure.colorbar(
-        axes[0, 0].collections[0], ax=axes, shrink=min(1, 3 / figure.get_figheight()), pad=0.02, label=_SCALED
-    )
-    shown = aggregate(
-        final, ["model", "variant", "dataset", "task"], ("scaled_gain", "mean"), ("gain", "mean"), ("gain", "count")
-    )
-    return Plot(name, title, "Gain at the last epoch, mean over seeds. Grey: not measured.", figure, shown)
-
-
-def _aligned(part: Matrix, whole: Matrix) -> Reals:
-    values = np.full(whole.values.shape, np.nan)
-    rows = [whole.rows.index(name) for name in part.rows]
-    columns = [whole.columns.index(name) for name in part.columns]
-    values[np.ix_(rows, columns)] = part.values
-    return values
-
-
-def gain_by_epoch(findings: Findings) -> Plot | Absent:
-    """Mean gain on matching and on other tasks after every measured epoch, one line for each dataset."""
-    name, title = "gain_by_epoch", "Gain, epoch by epoch"
-    gains = _followed(findings.study["gains"].filter(findings.study["gains"]["primary"]))
-    keys = ["variant", "dataset", "matching", "epoch"]
-    shown = aggregate(gains, keys, ("scaled_gain", "mean"), ("gain", "count"))
-    if not shown.num_rows:
-        return Absent(name, title, "no checkpoint was measured")
-    if pc.count_distinct(shown["epoch"]).as_py() < 2:
-        return Absent(name, title, "checkpoints of one epoch only were measured")
-    variants, colour = sorted(set(shown["variant"].to_pylist())), dataset_colours(findings.names("dataset"))
-    figure, axes = panels(1, len(variants), 3.7, 3.2, sharey=True)
-    style = dashes(["matching tasks", "other tasks"])
-    for panel, variant in zip(axes[0], variants, strict=True):
-        _epoch_lines(panel, [row for row in shown.to_pylist() if row["variant"] == variant], colour)
-        panel.set(title=short(variant), xlabel="epoch")
-        panel.xaxis.get_major_locator().set_params(integer=True)
-    axes[0, 0].set_ylabel(f"mean {_SCALED}")
-    legend(
-        figure,
-        dataset=[key_line(dataset, color=tone, linestyle="-") for dataset, tone in colour.items()],
-        gain=[key_line(label, linestyle=line) for label, line in style.items()],
-    )
-    caption = (
-        "Mean over models, seeds and tasks of the fine-tunings that were measured at the most epochs, so that no line "
-        "changes its models on the way. Solid: tasks that test what the dataset teaches; dashed: all others."
-    )
-    return Plot(name, title, caption, figure, shown)
-
-
-def _followed(gains: pa.Table) -> pa.Table:
-    """Gains of the trials that were measured at as many epochs as any of their variant and dataset."""
-    counted = aggregate(gains, ["variant", "dataset", "trial"], ("epoch", "count_distinct")).to_pylist()
-    most: dict[tuple[str, str], int] = {}
-    for row in counted:
-        pair = (row["variant"], row["dataset"])
-        most[pair] = max(most.get(pair, 0), row["epoch_count_distinct"])
-    kept = [row["trial"] for row in counted if row["epoch_count_distinct"] == most[row["variant"], row["dataset"]]]
-    return gains.filter(pc.is_in(gains["trial"], pa.array(kept, pa.string())))
-
-
-def _epoch_lines(axes: Axes, rows: list[dict[str, Any]], colour: dict[str, Any]) -> None:
-    axes.axhline(0, color=NEUTRAL, linewidth=1)
-    for dataset, tone in colour.items():
-        for matching in (True, False):
-            line = [
-                (row["epoch"], row["scaled_gain_mean"])
-                for row in rows
-                if (row["dataset"], row["matching"]) == (dataset, matching)
-            ]
-            if line:
-                axes.plot(
-                    *zip((0, 0.0), *line, strict=True),
-                    color=tone,
-                    linestyle="-" if matching else "--",
-                    marker="o",
-                    markersize=3,
-                )
+                axes.add_patch(Rectangle((column, row), 1, 1, **look))

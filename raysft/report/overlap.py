@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysft.report.findings import Findings
-from raysft.report.words import Listing
+from raysft.report.listing import Listing
 
 MARKED = 0.01
 """Share of a benchmark's items with an n-gram of the training set, from which on the pair is marked."""

@@ -1,134 +1,111 @@
-"""One self-contained HTML page, with every figure as PNG and every figure's numbers as CSV beside it.
+"""One self-contained HTML page, with every figure as PNG and PDF and every figure's numbers as CSV beside it.
 
-Equal tables give equal bytes: figures carry no dates and their SVG names are hashed with a fixed salt.
+Equal tables give equal bytes: figures carry no dates and their SVG names are hashed with a fixed salt. The page's own
+policy (`Content-Security-Policy`) lets it load nothing, and run its one script and no other.
 """
 
 from __future__ import annotations
 
-import io
-import re
-from dataclasses import dataclass
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
-import matplotlib as mpl
-import pyarrow as pa
-import pyarrow.csv as pacsv
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from raysft import __version__
-from raysft.report.figures import Drawn, draw
-from raysft.report.findings import Findings, read_findings
-from raysft.report.overlap import overlap_note, overlaps
-from raysft.report.plot import LOOK, Absent, Plot
-from raysft.report.words import Listing, best_datasets, costs, failures, headlines, notes
-
-_PIXELS_PER_POINT = 4 / 3
-_PNG_DPI = 140
-_NARROWEST = 0.75  # of its own width: below that, a figure's text is too small and it scrolls instead
+from raysft.report.drawing import render
+from raysft.report.listing import Listing
+from raysft.report.output import publish, write_csv
+from raysft.report.plot import Absent, Plot
+from raysft.report.words import Headline
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A figure as the page needs it; exactly one of `svg` and `reason` is set."""
+    """A figure as the page needs it; exactly one of `svg` and `reason` is set. `values` is JSON for the script."""
 
     name: str
     title: str
     caption: str = ""
     numbers: tuple[str, ...] = ()
+    code: str = ""
     svg: Markup | None = None
+    values: Markup | None = None
     reason: str | None = None
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page."""
+    """A section of the page: figures, then listings, then groups that open and close, then paragraphs."""
 
     anchor: str
     title: str
     about: str
     figures: tuple[Shown, ...] = ()
     listings: tuple[Listing, ...] = ()
+    groups: tuple[Listing, ...] = ()
+    paragraphs: tuple[tuple[str, str], ...] = ()
 
 
-def write_report(tables: Path, study: Path, out: Path, title: str) -> Path:
-    """Write `out/report.html`, `out/figures/<name>.png` and `out/data/<name>.csv`; return the page's path.
+@dataclass(frozen=True)
+class Page:
+    """Everything that the template shows."""
 
-    Args:
-        tables: the sweep's tables.
-        study: the folder that `run_study` wrote.
-        out: where to write; files of the same names are replaced.
-        title: the page's heading, in plain text.
+    title: str
+    kicker: str
+    headlines: Sequence[Headline]
+    notes: Sequence[str]
+    sections: Sequence[Section]
+    first: Sequence[Listing] = field(default_factory=tuple)
 
-    Raises:
-        ValueError: `tables` or `study` is not a folder.
-    """
-    findings = read_findings(tables, study)
-    sections = [_section(drawn, out, findings) for drawn in draw(findings)]
-    sections.append(Section("costs", "Costs", "Where the time went.", listings=(costs(findings),)))
-    best = best_datasets(findings)
-    for listing in [best, *(listing for section in sections for listing in section.listings)]:
-        _write_csv(listing.data, out, listing.name)
-    page = _template().render(
-        title=title,
-        headlines=headlines(findings),
-        notes=[*notes(findings), *overlap_note(findings)],
-        best=best,
-        sections=sections,
+
+def write_page(page: Page, out: Path) -> Path:
+    """Write `out/report.html` and `out/data/<name>.csv` of its tables; figures lie there already (`show`)."""
+    for listing in [*page.first, *(listing for section in page.sections for listing in section.listings)]:
+        write_csv(listing.data, out, listing.name)
+    script = resources.files("raysft.report").joinpath("page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(_between_tags(script).encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:"
+    html = _template().render(
+        page=page,
+        policy=f"{policy}; base-uri 'none'; form-action 'none'",
+        script=Markup(_between_tags(script)),  # our own, and hashed in the policy
         version=__version__,
     )
-    return _publish(page.encode(), out / "report.html")
+    return publish(html.encode(), out / "report.html")
 
 
-def _section(drawn: Drawn, out: Path, findings: Findings) -> Section:
-    shown = tuple(_show(figure, out) for figure in drawn.figures)
-    below = {"coverage": failures, "gains": overlaps}
-    listings = (below[drawn.anchor](findings),) if drawn.anchor in below else ()
-    return Section(drawn.anchor, drawn.title, drawn.about, shown, listings)
+def _between_tags(script: str) -> str:
+    return f"\n{script}"
 
 
-def _show(figure: Plot | Absent, out: Path) -> Shown:
+def show(figure: Plot | Absent, out: Path) -> Shown:
+    """Draw a figure, with `out/figures/<name>.png`, `.pdf` and `out/data/<name>.csv`."""
     if isinstance(figure, Absent):
         return Shown(figure.name, figure.title, reason=figure.reason)
-    with mpl.rc_context({**LOOK, "svg.hashsalt": figure.name}):
-        png = io.BytesIO()
-        figure.figure.savefig(png, format="png", dpi=_PNG_DPI, metadata={"Software": None})
-        # The first drawing has settled the layout; settling it again would take longer than drawing.
-        figure.figure.set_layout_engine(None)
-        svg = io.StringIO()
-        figure.figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    _publish(png.getvalue(), out / "figures" / f"{figure.name}.png")
-    _write_csv(figure.data, out, figure.name)
-    drawing = inline_svg(svg.getvalue(), figure.name, figure.title)
-    return Shown(figure.name, figure.title, figure.caption, figure.numbers, drawing)
+    drawing = render(figure)
+    publish(drawing.png, out / "figures" / f"{figure.name}.png")
+    publish(drawing.pdf, out / "figures" / f"{figure.name}.pdf")
+    write_csv(figure.data, out, figure.name)
+    caption = figure.caption
+    if drawing.too_many:
+        caption += " There are too many values to show under the pointer; the CSV has all of them."
+    values = script_json(drawing.regions) if drawing.regions else None
+    return Shown(figure.name, figure.title, caption, figure.numbers, figure.code, drawing.svg, values)
 
 
-def inline_svg(svg: str, name: str, title: str) -> Markup:
-    """A matplotlib SVG as an element of the page: no prologue, ids of its own, a label for screen readers.
-
-    It fills its box up to its own width, and on a narrow screen stays wide enough to read and scrolls.
-    """
-    body = svg[svg.index("<svg") :]
-    body = re.sub(r'\bid="', f'id="{name}-', body)
-    body = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", body)
-    points = float(re.search(r'width="([\d.]+)pt"', body)[1])  # type: ignore[index]  # matplotlib always writes it
-    widest = round(points * _PIXELS_PER_POINT)
-    style = f"width:100%;max-width:{widest}px;min-width:{round(widest * _NARROWEST)}px;height:auto"
-    body = re.sub(r' width="[\d.]+pt"', "", re.sub(r' height="[\d.]+pt"', "", body, count=1), count=1)
-    return Markup(body.replace("<svg", f'<svg role="img" aria-label="{escape(title)}" style="{style}"', 1))
-
-
-def _write_csv(table: pa.Table, out: Path, name: str) -> None:
-    buffer = io.BytesIO()
-    pacsv.write_csv(table, buffer)
-    _publish(buffer.getvalue(), out / "data" / f"{name}.csv")
-
-
-def _publish(content: bytes, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = path.with_name(f".{path.name}.part")
-    hidden.write_bytes(content)
-    return hidden.replace(path)
+def script_json(value: Any) -> Markup:
+    """JSON that can stand in a script element: no character of it can end the element or open another."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
 
 
 def _template() -> jinja2.Template:

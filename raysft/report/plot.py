@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
@@ -18,8 +18,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from raysft.report.hover import Cells, Dots
+
 INK, MUTED, MISSING = "#1f2933", "#6b7785", "#e8ebef"
 GAIN, LOSS, NEUTRAL = "#0b6e8a", "#b5471b", "#9aa5b1"
+# Not quite white, and not quite the axes' grey: what the page's dark colours may replace is told from a cell's colour.
+PAPER, EDGE, GRID = "#fffffe", "#c3cad2", "#eef1f4"
+OUTLINE = "#1f2934"  # ink on a cell, which keeps its colour in the dark
 
 # Rust for worse, white for unchanged, teal for better: apart for every common kind of colour vision.
 DIVERGING = LinearSegmentedColormap.from_list(
@@ -33,12 +38,14 @@ LOOK: dict[str, Any] = {
     "axes.titlelocation": "left",
     "axes.labelsize": 9,
     "axes.labelcolor": INK,
-    "axes.edgecolor": "#c3cad2",
+    "figure.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+    "axes.edgecolor": EDGE,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#eef1f4",
+    "grid.color": GRID,
     "text.color": INK,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
@@ -51,6 +58,8 @@ LOOK: dict[str, Any] = {
     "text.parse_math": False,
     # Text stays text: it can be searched, copied and read aloud, and the page is a third of the size.
     "svg.fonttype": "none",
+    # TrueType, as journals ask for; Type 3 fonts cannot be edited.
+    "pdf.fonttype": 42,
 }
 
 # Paul Tol's muted scheme, made for colour-blind readers.
@@ -58,6 +67,12 @@ _MUTED_SCHEME = ["#332288", "#cc6677", "#44aa99", "#ddaa33", "#882255", "#88ccee
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 _DASHES = ("-", "--", ":", "-.")
 _LONGEST = 30
+MOST_LINED = 60
+"""Rows or columns of a heat map beyond which its cells have no lines between them and are drawn as pixels."""
+
+MOST_DRAWN = 2000
+"""Points of a figure beyond which they are drawn as pixels: as shapes they would weigh megabytes."""
+
 _LEGEND_ROWS_PER_INCH = 5.2
 _INCHES_PER_LETTER = 0.075
 
@@ -66,7 +81,8 @@ _INCHES_PER_LETTER = 0.075
 class Plot:
     """One figure: `name` is its file name, `data` what it shows.
 
-    `caption` is a sentence or two in plain text; `numbers` are statistics that belong under it, one a line.
+    `caption` is a sentence or two in plain text; `numbers` are statistics that belong under it, one a line; `code` is
+    Python that draws it from its CSV; `hover` are the values to show under a pointer.
     """
 
     name: str
@@ -75,6 +91,8 @@ class Plot:
     figure: Figure
     data: pa.Table
     numbers: tuple[str, ...] = ()
+    code: str = ""
+    hover: tuple[Cells | Dots, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +107,18 @@ class Absent:
 def slug(text: str) -> str:
     """`text` as a file name: lower case letters, digits and hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"
+
+
+def slugs(names: Iterable[str]) -> dict[str, str]:
+    """A file name for each name; those that would share one are numbered."""
+    found: dict[str, str] = {}
+    for name in sorted(set(names)):
+        stem = candidate = slug(name)
+        number = 2
+        while candidate in found.values():
+            candidate, number = f"{stem}-{number}", number + 1
+        found[name] = candidate
+    return found
 
 
 def short(name: str) -> str:
@@ -200,7 +230,9 @@ def heat(axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[
     """A heat map with its names on the axes; what is missing is grey, and names are turned only where they must be."""
     axes.set_facecolor(MISSING)
     axes.grid(False)
-    look = {"cmap": DIVERGING, "linewidths": 0.8, "linecolor": "white", **options}
+    look = {"cmap": DIVERGING, "linewidths": 0.8, "linecolor": PAPER, **options}
+    if max(len(rows), len(columns)) > MOST_LINED:
+        look |= {"linewidths": 0.0, "rasterized": True}
     # Left to itself seaborn draws the whole figure to see whether names overlap.
     look |= {"xticklabels": False, "yticklabels": False}
     sns.heatmap(values, ax=axes, mask=~np.isfinite(values), **look)

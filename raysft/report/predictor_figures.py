@@ -9,9 +9,12 @@ import pyarrow as pa
 from matplotlib.axes import Axes
 
 from raysft.report.findings import Findings
+from raysft.report.hover import Dots
 from raysft.report.plot import (
     GAIN,
+    MOST_DRAWN,
     NEUTRAL,
+    PAPER,
     Absent,
     Plot,
     dataset_colours,
@@ -22,6 +25,7 @@ from raysft.report.plot import (
     plain_log_ticks,
     short,
 )
+from raysft.report.redraw import points_code
 from raysft.study.cells import Slice, gain_cells, slices
 from raysft.study.correlate import dataset_properties, task_similarities
 from raysft.study.tables import select
@@ -49,14 +53,16 @@ def gain_against(findings: Findings, family: str) -> Plot | Absent:
     figure, axes = panels(len(parts), len(shown), 3.7, 2.8, sharey="row", sharex="col")
     colour, marker = dataset_colours(findings.names("dataset")), markers(findings.names("model"))
     points: list[dict[str, Any]] = []
+    hover: list[Dots] = []
     for row, part in zip(axes, parts, strict=True):
         for panel, member in zip(row, shown, strict=True):
             found = _points(part, member, measured[member])
             points += found
             for point in found:
                 look = {"color": colour[point["dataset"]], "marker": marker[point["model"]], "markersize": 6}
-                panel.plot(point["value"], point["gain"], markeredgecolor="white", markeredgewidth=0.5, **look)
+                panel.plot(point["value"], point["gain"], markeredgecolor=PAPER, markeredgewidth=0.5, **look)
             _dress(panel, short(part.variant), member, f"gain, {part.scope} tasks")
+            hover.append(_dots(panel, found))
     legend(
         figure,
         dataset=[key_line(dataset, color=tone, marker="o") for dataset, tone in colour.items()],
@@ -64,7 +70,9 @@ def gain_against(findings: Findings, family: str) -> Plot | Absent:
     )
     numbers = tuple(_numbers(findings, member, part.variant, part.scope) for member in shown for part in parts)
     caption = "One point for each base model and dataset, as the base model sees the data."
-    return Plot(name, title, caption, figure, _table(points), numbers)
+    options = 'hue="dataset", style="model", row="variant", col="property", facet_kws={"sharex": "col"}'
+    code = points_code(name, "value", "gain", options)
+    return Plot(name, title, caption, figure, _table(points), numbers, code, tuple(hover))
 
 
 def gain_against_similarity(findings: Findings) -> Plot | Absent:
@@ -78,22 +86,26 @@ def gain_against_similarity(findings: Findings) -> Plot | Absent:
         return Absent(name, title, "no similarity of a trained dataset and a measured task is known")
     variants = sorted({cell.variant for cell in cells})
     figure, axes = panels(1, len(variants), 3.7, 3.1, sharey=True, sharex=True)
+    many = len(cells) > MOST_DRAWN
     points = [
         {**vars(cell), "property": "similarity", "value": similarity[cell.model, cell.dataset, cell.task]}
         for cell in cells
     ]
     look = {"matching tasks": (True, GAIN), "other tasks": (False, NEUTRAL)}
+    hover: list[Dots] = []
     for panel, variant in zip(axes[0], variants, strict=True):
         for matching, colour in look.values():
             ours = [point for point in points if point["variant"] == variant and point["matching"] == matching]
             x, y = [point["value"] for point in ours], [point["gain"] for point in ours]
-            panel.scatter(x, y, color=colour, s=22, alpha=0.8, edgecolor="white", linewidth=0.4)
+            panel.scatter(x, y, color=colour, s=22, alpha=0.8, edgecolor=PAPER, linewidth=0.4, rasterized=many)
+        hover.append(_dots(panel, [point for point in points if point["variant"] == variant]))
         _dress(panel, short(variant), "similarity", "gain")
     axes[0, 0].set_ylabel("gain over the base model")
     legend(figure, cells=[key_line(label, color=colour, marker="o") for label, (_, colour) in look.items()])
     numbers = tuple(_numbers(findings, "similarity", variant, "cells") for variant in variants)
     caption = "Cosine similarity of the texts of dataset and task in the base model's layers."
-    return Plot(name, title, caption, figure, _table(points), numbers)
+    code = points_code(name, "value", "gain", 'hue="matching", col="variant"')
+    return Plot(name, title, caption, figure, _table(points), numbers, code, tuple(hover))
 
 
 def _main_parts(findings: Findings) -> list[Slice]:
@@ -112,6 +124,18 @@ def _points(part: Slice, member: str, values: dict[tuple[str, str], float]) -> l
         for pair, gain in part.gains().items()
         if pair in values
     ]
+
+
+def _dots(axes: Axes, points: Sequence[dict[str, Any]]) -> Dots:
+    x, y = [point["value"] for point in points], [point["gain"] for point in points]
+    return Dots(axes, x, y, [_said(point) for point in points])
+
+
+def _said(point: dict[str, Any]) -> str:
+    subject = [point["model"], point["dataset"], *([point["task"]] if "task" in point else [])]
+    return (
+        f"{', '.join(subject)}\n{point['property'].replace('_', ' ')} {point['value']:.4g}, gain {point['gain']:+.3f}"
+    )
 
 
 def _table(points: Sequence[dict[str, Any]]) -> pa.Table:

@@ -11,9 +11,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.ticker import MaxNLocator
 
 from raysft.report.findings import Findings
+from raysft.report.hover import Cells, Dots
 from raysft.report.plot import (
-    GAIN,
-    LOSS,
     Absent,
     Plot,
     dashes,
@@ -25,11 +24,13 @@ from raysft.report.plot import (
     panels,
     short,
 )
+from raysft.report.redraw import heat_code, lines_code, plain_code
 from raysft.study.tables import aggregate
 
 _STATES = ("done", "missing", "diverged", "failed")
-_STATE_COLOURS = (GAIN, "#cfd6de", "#e0a458", LOSS)
+_STATE_COLOURS = ("#0b6e8b", "#cfd6de", "#e0a458", "#b5471c")
 _MOST_COLUMNS = 4
+_MOST_SIDE_BY_SIDE = 3
 
 
 def coverage(findings: Findings) -> Plot | Absent:
@@ -40,17 +41,68 @@ def coverage(findings: Findings) -> Plot | Absent:
     shown = aggregate(findings.trials, ["variant", "model", "dataset", "state"], ("trial", "count"))
     rows, models, datasets = shown.to_pylist(), findings.names("model"), findings.names("dataset")
     variants = sorted({row["variant"] for row in rows})
-    figure, axes = heat_panels((1, len(variants)), (models, datasets), cell=(0.55, 0.34), beside=0.0)
-    for panel, variant in zip(axes[0], variants, strict=True):
+    down = -(-len(variants) // _MOST_SIDE_BY_SIDE)
+    figure, axes = heat_panels((down, -(-len(variants) // down)), (models, datasets), cell=(0.55, 0.34), beside=0.0)
+    for panel in axes.ravel()[len(variants) :]:
+        panel.set_axis_off()
+    hover = []
+    for panel, variant in zip(axes.ravel(), variants, strict=False):
         ours = [row for row in rows if row["variant"] == variant]
         worst, counts = _states(ours, models, datasets)
         options = {"cmap": ListedColormap(_STATE_COLOURS), "vmin": -0.5, "vmax": len(_STATES) - 0.5, "cbar": False}
         heat(panel, worst, models, datasets, annot=counts, fmt="", annot_kws={"size": 8}, **options)
         panel.set_title(short(variant))
+        panel.tick_params(labelbottom=True, labelsize=8)
+        said = [[f"{done} done ({variant})" if done else "" for done in row] for row in counts]
+        hover.append(Cells(panel, models, datasets, said))
     squares = zip(_STATES, _STATE_COLOURS, strict=True)
     legend(figure, state=[key_line(state, color=colour, marker="s", markersize=9) for state, colour in squares])
     caption = "Fine-tunings done out of those planned, over seeds; the colour is the worst state among them."
-    return Plot(name, title, caption, figure, shown)
+    body = """
+    done = table.assign(done=(table["state"] == "done") * table["trial_count"])
+    share = done.groupby(["variant", "model", "dataset"])[["done", "trial_count"]].sum()
+    share = (share["done"] / share["trial_count"]).rename("done").reset_index()
+    for variant, part in share.groupby("variant"):
+        plt.figure()
+        matrix = part.pivot(index="model", columns="dataset", values="done")
+        sns.heatmap(matrix, vmin=0, vmax=1, cmap="crest", annot=True).set_title(variant)
+    """
+    return Plot(name, title, caption, figure, shown, (), plain_code(name, body), tuple(hover))
+
+
+def scores_measured(findings: Findings) -> Plot | Absent:
+    """Models x tasks: for how many of the checkpoints that have any score there is one of this task."""
+    name, title = "scores_measured", "What is measured"
+    scores = findings.sweep["scores"]
+    known = scores.filter(pc.is_finite(pc.fill_null(scores["value"], np.nan)))
+    if not known.num_rows:
+        return Absent(name, title, "there are no scores")
+    subject = pc.binary_join_element_wise(
+        pc.fill_null(known["trial"], ""), pc.cast(known["epoch"], pa.string()), "/", null_handling="replace"
+    )
+    known = known.append_column("checkpoint", subject)
+    shown = aggregate(known, ["model", "task"], ("checkpoint", "count_distinct"))
+    of = dict(
+        aggregate(known, ["model"], ("checkpoint", "count_distinct")).select([0, 1]).to_pandas().itertuples(index=False)
+    )
+    shown = shown.rename_columns(["model", "task", "measured"])
+    shown = shown.append_column("checkpoints", pa.array([int(of[model]) for model in shown["model"].to_pylist()]))
+    models, tasks = sorted(of), sorted(set(shown["task"].to_pylist()))
+    values, counts = np.zeros((2, len(models), len(tasks)))
+    texts = np.full(values.shape, "", dtype=object)
+    for row in shown.to_pylist():
+        at = models.index(row["model"]), tasks.index(row["task"])
+        values[at] = row["measured"] / row["checkpoints"]
+        counts[at] = row["measured"]
+    for at in np.ndindex(values.shape):
+        texts[at] = f"{counts[at]:.0f} of {of[models[at[0]]]} checkpoints"
+    figure, axes = heat_panels((1, 1), (models, tasks), cell=(0.42, 0.34), beside=1.1)
+    look = {"cmap": "Blues", "vmin": 0, "vmax": 1, "annot": counts, "fmt": ".0f", "annot_kws": {"size": 7}}
+    heat(axes[0, 0], values, models, tasks, cbar_kws={"label": "share of the checkpoints"}, **look)
+    caption = "Checkpoints of each model, the base among them, that have a score of the task."
+    hover = (Cells(axes[0, 0], models, tasks, texts.tolist()),)
+    code = heat_code(name, "model", "task", "measured", centred=False)
+    return Plot(name, title, caption, figure, shown, (), code, hover)
 
 
 def _states(rows: list[dict[str, Any]], models: list[str], datasets: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -79,9 +131,13 @@ def training_loss(findings: Findings) -> Plot | Absent:
     colour, style = model_colours(findings.names("model")), dashes(findings.variants)
     for panel in axes.ravel()[len(datasets) :]:
         panel.set_axis_off()
+    hover = []
     for panel, dataset in zip(axes.ravel(), datasets, strict=False):
+        dots: list[tuple[float, float, str]] = []
         for (model, variant), points in _curves(shown, dataset).items():
             panel.plot(*points, color=colour[model], linestyle=style[variant], marker="o", markersize=3)
+            dots += [(a, b, f"{model}, {variant}, epoch {a}: {b:.3f}") for a, b in zip(*points, strict=True)]
+        hover.append(Dots(panel, *zip(*dots, strict=True)))  # type: ignore[arg-type]  # three columns of one length
         panel.set(title=short(dataset), xlabel="epoch")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     for panel in axes[:, 0]:
@@ -92,7 +148,8 @@ def training_loss(findings: Findings) -> Plot | Absent:
         variant=[key_line(variant, linestyle=line) for variant, line in style.items()],
     )
     caption = "Mean loss over the supervised tokens of each epoch, mean over seeds."
-    return Plot(name, title, caption, figure, shown)
+    code = lines_code(name, "at_epoch", "loss_mean", 'hue="model", style="variant", col="dataset", col_wrap=4')
+    return Plot(name, title, caption, figure, shown, (), code, tuple(hover))
 
 
 def _curves(shown: pa.Table, dataset: str) -> dict[tuple[str, str], tuple[list[int], list[float]]]:

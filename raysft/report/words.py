@@ -1,15 +1,10 @@
-"""The report's tables and headline numbers, in words."""
+"""The report's headline numbers and notes, in words."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from raysft.report.findings import Findings
-from raysft.study.tables import aggregate
 
 
 @dataclass(frozen=True)
@@ -20,36 +15,6 @@ class Headline:
     label: str
     detail: str
     mood: str = "plain"
-
-
-@dataclass(frozen=True)
-class Listing:
-    """A table of the page: `data` is also written as CSV under `name`; `empty` is said where it has no rows."""
-
-    name: str
-    title: str
-    empty: str
-    data: pa.Table
-
-    @property
-    def header(self) -> list[str]:
-        return [name.replace("_", " ") for name in self.data.column_names]
-
-    @property
-    def cells(self) -> list[list[str]]:
-        return [[_printed(value) for value in row.values()] for row in self.data.to_pylist()]
-
-    @property
-    def numeric(self) -> list[bool]:
-        return [pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in self.data.schema.types]
-
-
-def _printed(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:,.{3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0}f}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def headlines(findings: Findings) -> list[Headline]:
@@ -93,43 +58,3 @@ def _counts(findings: Findings) -> dict[str, tuple[float, float]]:
     """check -> (count, out of how many)."""
     checks = findings.study["checks"].to_pylist()
     return {row["check"]: (row["value"], row["of"] or 0.0) for row in checks if row["value"] is not None}
-
-
-def best_datasets(findings: Findings) -> Listing:
-    """For every task the dataset and variant with the largest mean gain."""
-    best: dict[str, dict[str, Any]] = {}
-    for row in findings.study["gain_matrix"].to_pylist():
-        if row["task"] not in best or row["gain"] > best[row["task"]]["gain"]:
-            best[row["task"]] = row
-    columns = ("task", "dataset", "variant", "gain", "stderr", "z", "models")
-    schema = pa.schema([findings.study["gain_matrix"].schema.field(name) for name in columns])
-    rows = [{name: best[task][name] for name in columns} for task in sorted(best)]
-    data = pa.Table.from_pylist(rows, schema)
-    return Listing("best_dataset", "Best dataset for each task", "No gain was measured.", data)
-
-
-def failures(findings: Findings) -> Listing:
-    """What failed and has not been repeated with success."""
-    table = findings.sweep["failures"]
-    columns = ["stage", "model", "dataset", "method", "seed", "epoch", "attempt", "error", "message", "log"]
-    open_ones = table.filter(pc.invert(pc.fill_null(table["resolved"], False))).select(columns)
-    return Listing(
-        "failures",
-        "Unresolved failures",
-        "Nothing failed.",
-        open_ones.sort_by([(name, "ascending") for name in columns]),
-    )
-
-
-def costs(findings: Findings) -> Listing:
-    """Wall and GPU seconds by stage."""
-    table = findings.sweep["costs"]
-    grouped = aggregate(table, ["stage"], ("wall_s", "count"), ("wall_s", "sum"), ("wall_s", "mean"), ("gpu_s", "sum"))
-    names = {
-        "wall_s_count": "results",
-        "wall_s_sum": "wall_seconds",
-        "wall_s_mean": "mean_seconds",
-        "gpu_s_sum": "gpu_seconds",
-    }
-    data = grouped.rename_columns([names.get(name, name) for name in grouped.column_names])
-    return Listing("costs", "Costs by stage", "No cost was recorded.", data)

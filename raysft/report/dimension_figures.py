@@ -1,4 +1,4 @@
-"""Figures along the stack: how far each layer moved, whether that goes with gain, and intrinsic dimension."""
+"""Figures of intrinsic dimension before and after, by depth and by scale."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ import pyarrow.compute as pc
 from matplotlib.axes import Axes
 
 from raysft.report.findings import Findings
+from raysft.report.hover import Dots
 from raysft.report.plot import (
-    GAIN,
-    INK,
-    LOSS,
-    NEUTRAL,
     Absent,
     Plot,
     dashes,
@@ -25,80 +22,25 @@ from raysft.report.plot import (
     plain_log_ticks,
     short,
 )
+from raysft.report.redraw import plain_code
 from raysft.study.tables import aggregate, select
 
-_DEPTH = "depth (0 = first layer, 1 = last)"
 _STATE_DEPTH = "depth (0 = embeddings)"
+_LONG = """
+keys = [name for name in table.columns if name not in ("before_mean", "after_mean", "after_count")]
+table = table.melt(keys, ["before_mean", "after_mean"], "measured", "dimension")
+"""
+_BY_DEPTH = """
+table["estimate"] = table["estimator"] + ", " + table["scale"].astype(str) + " neighbours"
+options = {"hue": "model", "style": "measured", "col": "estimate", "col_wrap": 3, "kind": "line"}
+for variant, part in table.groupby("variant"):
+    sns.relplot(part, x="depth", y="dimension", **options).figure.suptitle(variant, y=1.02)
+"""
+_BY_SCALE = """
+grid = sns.relplot(table, x="scale", y="dimension", hue="model", style="measured", col="variant", kind="line")
+grid.set(xscale="log")
+"""
 _DIMENSIONS = ["twonn", "mle", "gride"]  # which share an axis
-_SCOPES = {"all": INK, "matching": GAIN, "other": LOSS}
-
-
-def weight_change(findings: Findings) -> Plot | Absent:
-    """Relative weight change by depth: a panel for each variant, a line and its range over datasets for each model."""
-    name, title = "weight_change", "Where the weights moved"
-    table = findings.study["weight_change_by_depth"]
-    known = table.filter(pc.and_(table["final"], pc.is_valid(table["relative_change"])))
-    if not known.num_rows:
-        return Absent(name, title, "no weight change was measured")
-    values = [("relative_change", how) for how in ("mean", "min", "max", "count")]
-    shown = aggregate(known, ["variant", "model", "depth"], *values)
-    variants, colour = sorted(set(shown["variant"].to_pylist())), model_colours(findings.names("model"))
-    figure, axes = panels(1, len(variants), 3.6, 3.1)
-    for panel, variant in zip(axes[0], variants, strict=True):
-        for model, tone in colour.items():
-            rows = _rows(shown, variant=variant, model=model)
-            x = [row["depth"] for row in rows]
-            low, high, mean = ([row[f"relative_change_{how}"] for row in rows] for how in ("min", "max", "mean"))
-            panel.fill_between(x, low, high, color=tone, alpha=0.13, linewidth=0)
-            panel.plot(x, mean, color=tone, marker="o", markersize=3)
-        panel.set(title=short(variant), xlabel=_DEPTH)
-        panel.set_ylim(bottom=0)
-    axes[0, 0].set_ylabel("relative change, ‖W′ − W‖ / ‖W‖")
-    legend(figure, model=[key_line(model, color=tone, linestyle="-") for model, tone in colour.items()])
-    caption = "All tensors of a layer pooled, at the last epoch. Line: mean over datasets and seeds; band: their range."
-    return Plot(name, title, caption + " Panels have their own vertical scale.", figure, shown)
-
-
-def weight_change_and_gain(findings: Findings) -> Plot | Absent:
-    """Correlation of weight change and gain by depth, plain and with fixed effects, a panel for each variant."""
-    name, title = "weight_change_and_gain", "Where moving goes with gaining"
-    table = findings.study["correlations"]
-    ours = table.filter(
-        pc.and_(pc.equal(table["predictor"], "weight_change"), pc.is_in(table["scope"], pa.array(list(_SCOPES))))
-    )
-    shown = ours.filter(pc.is_valid(ours["pearson"]))
-    if not shown.num_rows:
-        return Absent(name, title, _why_none(ours))
-    variants = sorted(set(shown["variant"].to_pylist()))
-    figure, axes = panels(1, len(variants), 3.6, 3.1, sharey=True)
-    for panel, variant in zip(axes[0], variants, strict=True):
-        panel.axhline(0, color=NEUTRAL, linewidth=1)
-        for scope, tone in _SCOPES.items():
-            rows = _rows(shown, variant=variant, scope=scope)
-            x = [row["depth"] for row in rows]
-            panel.plot(x, [row["pearson"] for row in rows], color=tone, linestyle=":", marker="o", markersize=3)
-            within = [(row["depth"], row["within"]) for row in rows if row["within"] is not None]
-            if within:
-                panel.plot(*zip(*within, strict=True), color=tone, marker="o", markersize=4)
-        panel.set(title=short(variant), xlabel=_DEPTH, ylim=(-1.05, 1.05))
-    axes[0, 0].set_ylabel("correlation of change and gain")
-    legend(
-        figure,
-        gain=[key_line(f"{scope} tasks", color=tone, linestyle="-") for scope, tone in _SCOPES.items()],
-        correlation=[key_line("fixed effects", linestyle="-"), key_line("plain", linestyle=":")],
-    )
-    caption = (
-        "One point of the correlation for each model and dataset. Plain coefficients mix in what models and datasets "
-        "have in common; the solid lines hold both fixed. The highest of many depths is high by chance too."
-    )
-    return Plot(name, title, caption, figure, shown)
-
-
-def _why_none(correlations: pa.Table) -> str:
-    reasons = sorted(set(correlations["reason"].to_pylist()) - {None})
-    return (
-        f"no correlation is defined ({reasons[0]})" if reasons else "no weight change of a measured checkpoint is known"
-    )
 
 
 def intrinsic_dimension(findings: Findings) -> Plot | Absent:
@@ -113,11 +55,14 @@ def intrinsic_dimension(findings: Findings) -> Plot | Absent:
     scale = _middle_scales(shown)
     variants, colour = sorted(set(shown["variant"].to_pylist())), model_colours(findings.names("model"))
     figure, axes = panels(len(variants), len(scale), 2.8, 2.6, sharex=True, sharey=True)
+    hover = []
     for row, variant in zip(axes, variants, strict=True):
         for panel, (estimator, neighbours) in zip(row, scale.items(), strict=True):
+            dots: list[tuple[float, float, str]] = []
             for model, tone in colour.items():
                 points = _rows(shown, variant=variant, estimator=estimator, scale=neighbours, model=model)
-                _before_and_after(panel, points, "depth", tone)
+                dots += _before_and_after(panel, points, "depth", tone)
+            hover += _hover(panel, dots)
             panel.set(
                 title=short(f"{estimator} ({neighbours}), {variant}"), xlabel=_STATE_DEPTH, ylabel="intrinsic dimension"
             )
@@ -127,7 +72,7 @@ def intrinsic_dimension(findings: Findings) -> Plot | Absent:
         "Of each dataset's own training texts, mean over datasets and seeds, at the last epoch. In brackets: the "
         "neighbours the estimate looks at. Estimates of different scale or number of texts do not compare."
     )
-    return Plot(name, title, caption, figure, shown)
+    return Plot(name, title, caption, figure, shown, (), plain_code(name, _LONG + _BY_DEPTH), tuple(hover))
 
 
 def dimension_by_scale(findings: Findings) -> Plot | Absent:
@@ -141,9 +86,12 @@ def dimension_by_scale(findings: Findings) -> Plot | Absent:
     shown = aggregate(central, ["variant", "model", "scale"], ("before", "mean"), ("after", "mean"), ("after", "count"))
     variants, colour = sorted(set(shown["variant"].to_pylist())), model_colours(findings.names("model"))
     figure, axes = panels(1, len(variants), 3.6, 3.0, sharey=True)
+    hover = []
     for panel, variant in zip(axes[0], variants, strict=True):
+        dots: list[tuple[float, float, str]] = []
         for model, tone in colour.items():
-            _before_and_after(panel, _rows(shown, variant=variant, model=model), "scale", tone)
+            dots += _before_and_after(panel, _rows(shown, variant=variant, model=model), "scale", tone)
+        hover += _hover(panel, dots)
         panel.set_xscale("log", base=2)
         plain_log_ticks(panel.xaxis, base=2)
         panel.set(title=short(variant), xlabel="neighbours")
@@ -153,7 +101,7 @@ def dimension_by_scale(findings: Findings) -> Plot | Absent:
         "At the hidden state nearest mid-depth of each model. A dimension that holds over scales is a plateau; one "
         "number alone shows nothing."
     )
-    return Plot(name, title, caption, figure, shown)
+    return Plot(name, title, caption, figure, shown, (), plain_code(name, _LONG + _BY_SCALE), tuple(hover))
 
 
 def _nearest_mid_depth(table: pa.Table) -> pa.Array:
@@ -172,10 +120,19 @@ def _middle_scales(shown: pa.Table) -> dict[str, int]:
     return {estimator: sorted(found)[len(found) // 2] for estimator, found in sorted(scales.items())}
 
 
-def _before_and_after(axes: Axes, rows: list[dict[str, Any]], across: str, colour: Any) -> None:
+def _before_and_after(axes: Axes, rows: list[dict[str, Any]], across: str, colour: Any) -> list[tuple[Any, ...]]:
+    """Draw both curves and return their points with what they say."""
+    dots: list[tuple[Any, ...]] = []
     for side, line in dashes(["after", "before"]).items():
         x, y = [row[across] for row in rows], [row[f"{side}_mean"] for row in rows]
         axes.plot(x, y, color=colour, linestyle=line, marker="o", markersize=2.5)
+        said = [f"{row['model']}, {side} tuning, {across} {row[across]:.3g}: " for row in rows]
+        dots += [(a, b, f"{text}{b:.2f}") for a, b, text in zip(x, y, said, strict=True) if b is not None]
+    return dots
+
+
+def _hover(axes: Axes, dots: list[tuple[Any, ...]]) -> list[Dots]:
+    return [Dots(axes, *zip(*dots, strict=True))] if dots else []  # type: ignore[arg-type]  # columns of one length
 
 
 def _dimension_legend(figure: Any, colour: dict[str, Any]) -> None:

@@ -1,0 +1,74 @@
+"""Tables of the page: sortable, each with its CSV beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+MOST_ROWS = 500
+"""Rows of a table on the page; the CSV holds all of them."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a table's cell says, and what it is sorted by where that is a number."""
+
+    text: str
+    value: str | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A table of the page: `data` is also written as CSV under `name`; `empty` is said where it has no rows.
+
+    `badge` is a column of few words that are shown as badges; a `stacked` table has long texts, and on a narrow screen
+    stands below itself instead of scrolling.
+    """
+
+    name: str
+    title: str
+    empty: str
+    data: pa.Table
+    about: str = ""
+    badge: str | None = None
+    stacked: bool = False
+
+    @property
+    def header(self) -> list[str]:
+        return [name.replace("_", " ") for name in self.data.column_names]
+
+    @property
+    def rows(self) -> list[list[Cell]]:
+        """The first `MOST_ROWS` rows."""
+        return [[_cell(value) for value in row.values()] for row in self.data.slice(0, MOST_ROWS).to_pylist()]
+
+    @property
+    def more(self) -> int:
+        return max(0, self.data.num_rows - MOST_ROWS)
+
+    @property
+    def numeric(self) -> list[bool]:
+        return [pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in self.data.schema.types]
+
+    @property
+    def badged(self) -> list[bool]:
+        return [name == self.badge for name in self.data.column_names]
+
+
+def _cell(value: Any) -> Cell:
+    if value is None:
+        return Cell("–", "")
+    if isinstance(value, bool):
+        return Cell("yes" if value else "no")
+    if isinstance(value, float):
+        return Cell(number(value), repr(value) if abs(value) != float("inf") else "")
+    return Cell(f"{value:,}", str(value)) if isinstance(value, int) else Cell(str(value))
+
+
+def number(value: float) -> str:
+    """A number of a table: three decimals below 10, fewer above, and the small as powers of ten."""
+    if value and abs(value) < 0.001:
+        return f"{value:.1e}"
+    return f"{value:,.{3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0}f}"

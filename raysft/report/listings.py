@@ -1,0 +1,103 @@
+"""The tables of the page: claims, best datasets, failures, costs, checks and lint."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raysft.report.findings import Findings
+from raysft.report.listing import Listing
+from raysft.study.lint.findings import SEVERITIES
+from raysft.study.tables import aggregate
+
+VERDICTS = ("supported", "not supported", "cannot be told")
+
+
+def best_datasets(findings: Findings) -> Listing:
+    """For every task the dataset and variant with the largest mean gain."""
+    best: dict[str, dict[str, Any]] = {}
+    for row in findings.study["gain_matrix"].to_pylist():
+        if row["task"] not in best or row["gain"] > best[row["task"]]["gain"]:
+            best[row["task"]] = row
+    columns = ("task", "dataset", "variant", "gain", "stderr", "z", "models")
+    schema = pa.schema([findings.study["gain_matrix"].schema.field(name) for name in columns])
+    rows = [{name: best[task][name] for name in columns} for task in sorted(best)]
+    data = pa.Table.from_pylist(rows, schema)
+    return Listing("best_dataset", "Best dataset for each task", "No gain was measured.", data)
+
+
+def failures(findings: Findings) -> Listing:
+    """What failed and has not been repeated with success."""
+    table = findings.sweep["failures"]
+    columns = ["stage", "model", "dataset", "method", "seed", "epoch", "attempt", "error", "message", "log"]
+    open_ones = table.filter(pc.invert(pc.fill_null(table["resolved"], False))).select(columns)
+    return Listing(
+        "failures",
+        "Unresolved failures",
+        "Nothing failed.",
+        open_ones.sort_by([(name, "ascending") for name in columns]),
+    )
+
+
+def costs(findings: Findings) -> Listing:
+    """Wall and GPU seconds by stage."""
+    table = findings.sweep["costs"]
+    grouped = aggregate(table, ["stage"], ("wall_s", "count"), ("wall_s", "sum"), ("wall_s", "mean"), ("gpu_s", "sum"))
+    names = {
+        "wall_s_count": "results",
+        "wall_s_sum": "wall_seconds",
+        "wall_s_mean": "mean_seconds",
+        "gpu_s_sum": "gpu_seconds",
+    }
+    data = grouped.rename_columns([names.get(name, name) for name in grouped.column_names])
+    return Listing("costs", "Costs by stage", "No cost was recorded.", data)
+
+
+def claims(findings: Findings) -> Listing:
+    """What the paper found and what these tables say to it, the verdict first."""
+    table = findings.study["claims"]
+    columns = ["verdict", "claim", "section", "statement", "numbers", "reason"]
+    shown = table.select([name for name in columns if name in table.column_names])
+    about = "The criterion of each claim was fixed before its numbers were seen (docs/study.md)."
+    empty = "No claim was tested: the study has no table of them."
+    return Listing("claims", "Claims of the paper", empty, shown, about, badge="verdict", stacked=True)
+
+
+def verdicts(findings: Findings) -> str:
+    """`3 supported, 2 not supported, 4 cannot be told`, or nothing without claims."""
+    counts = Counter(findings.study["claims"]["verdict"].to_pylist())
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+
+
+def checks(findings: Findings) -> Listing:
+    """The study's counts; what it left out is said in the notes."""
+    table = findings.study["checks"]
+    counted = table.filter(pc.is_valid(table["value"]))
+    return Listing("checks", "Checks", "Nothing was counted.", counted, "How far to trust the rest.", stacked=True)
+
+
+def lint_counts(findings: Findings) -> Listing:
+    """Findings of lint by check and severity, errors first."""
+    table = findings.study["lint"]
+    counted = aggregate(table, ["severity", "check"], ("subject", "count")).to_pylist()
+    counted.sort(key=lambda row: (SEVERITIES.index(row["severity"]), row["check"]))
+    rows = [{"severity": row["severity"], "check": row["check"], "findings": row["subject_count"]} for row in counted]
+    schema = pa.schema([("severity", pa.string()), ("check", pa.string()), ("findings", pa.int64())])
+    about = "An error makes numbers wrong, a warning makes them say less than they seem to, a note is not checked."
+    empty = "Nothing was found."
+    return Listing("lint_counts", "Lint", empty, pa.Table.from_pylist(rows, schema), about, badge="severity")
+
+
+def lint_groups(findings: Findings) -> list[Listing]:
+    """The findings of each severity and check, errors first; all of them are in one CSV."""
+    table = findings.study["lint"]
+    groups = []
+    for row in lint_counts(findings).data.to_pylist():
+        chosen = pc.and_(pc.equal(table["severity"], row["severity"]), pc.equal(table["check"], row["check"]))
+        title = f"{row['severity']}: {row['check'].replace('_', ' ')} ({row['findings']:,})"
+        name = f"lint_{row['severity']}_{row['check']}"
+        groups.append(Listing(name, title, "", table.filter(chosen).select(["subject", "detail"]), stacked=True))
+    return groups
