@@ -19,7 +19,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
-Kind = Literal["throttle", "internal error", "hang up", "hang up in the middle", "lose the answer", "refuse"]
+Kind = Literal[
+    "throttle", "internal error", "hang up", "hang up in the middle", "lose the answer", "refuse", "not found"
+]
 _ANSWERS: dict[str, tuple[int, str]] = {
     "throttle": (429, "slow down"),
     "internal error": (500, "out of order"),
@@ -118,6 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         if fault is not None and fault.kind == "hang up":
             self._hang_up()
+        elif fault is not None and fault.kind == "not found":
+            self._answer(404, None)
         elif fault is not None and fault.kind in _ANSWERS:
             self._answer(_ANSWERS[fault.kind][0], {"error": _ANSWERS[fault.kind][1]})
         elif self.headers.get("Authorization") not in (f"Bearer {TOKEN}", None) and "/lfs/" not in path:

@@ -37,6 +37,8 @@ _PAUSE_S = 2.0  # before the second attempt, then twice as long each time
 _LONGEST_PAUSE_S = 60.0
 _PASSING = frozenset({408, 409, 412, 429, 500, 502, 503, 504})  # 412: somebody else committed meanwhile
 
+_NETWORK = (HTTPError, ConnectionError, TimeoutError)
+
 T = TypeVar("T")
 
 
@@ -98,7 +100,7 @@ class Hub:
         pushed, upload, remote = self._compared(upload)
         where: dict[str, Any] = {"repo_id": upload.repository, "repo_type": upload.repo_type}
         if not remote.exists:
-            self.api.create_repo(**where, private=private, exist_ok=True)
+            self.api.create_repo(**where, private=private)
         if pushed.send or pushed.delete:
             operations: list[CommitOperationAdd | CommitOperationDelete] = [
                 *(CommitOperationAdd(name, _content(upload.files[name])) for name in pushed.send),
@@ -144,14 +146,12 @@ class Hub:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return do()
+            except ExportError:
+                raise
             except (HTTPError, OSError, RuntimeError, ValueError) as error:
-                cause = _of_hub(error)
-                if cause is None and _is_of_package(error):  # an answer that it cannot make out
-                    raise ExportError(f"{repository}: {shown(one_line(error), 200)}") from error
-                if isinstance(error, ExportError) or cause is None:
-                    raise
+                cause = _cause(error)
                 if attempt == ATTEMPTS or not _passes(cause):
-                    refused = HubError if _passes(cause) or _status(cause) in (401, 403) else ExportError
+                    refused = HubError if _is_of_all(cause) else ExportError
                     raise refused(f"{repository}: {_said(cause, self.api.endpoint)}") from error
                 time.sleep(min(_asked_pause(cause) or pause, _LONGEST_PAUSE_S))
                 pause *= 2
@@ -191,24 +191,30 @@ def _content(content: Path | bytes) -> str | bytes:
     return content if isinstance(content, bytes) else str(content)
 
 
-def _of_hub(error: BaseException) -> BaseException | None:
-    """The error of the hub or network in a chain of causes; None where it is another."""
+def _cause(error: BaseException) -> BaseException:
+    """The error of the hub or the network in a chain of causes, or the error itself."""
     found: BaseException | None = error
     while found is not None:
-        if isinstance(found, HTTPError | ConnectionError | TimeoutError):
+        if isinstance(found, _NETWORK):
             return found
         found = found.__cause__ or found.__context__
-    return None
-
-
-def _is_of_package(error: BaseException) -> bool:
-    return type(error).__module__.partition(".")[0] == "huggingface_hub"
+    return error
 
 
 def _passes(error: BaseException) -> bool:
+    """Whether another attempt may fare better."""
     if isinstance(error, HfHubHTTPError):
         return _status(error) in _PASSING
-    return not _is_of_package(error)  # which refuses by itself when it is told to stay offline
+    offline = type(error).__module__.startswith("huggingface_hub")  # as it was told to be
+    return isinstance(error, (*_NETWORK, RuntimeError)) and not offline
+
+
+def _is_of_all(error: BaseException) -> bool:
+    """Whether every other repository would meet it too."""
+    status = _status(error)
+    if status is None:
+        return isinstance(error, _NETWORK)
+    return status in (401, 403, 408, 429) or status >= 500
 
 
 def _status(error: BaseException) -> int | None:
@@ -235,4 +241,4 @@ def _said(error: BaseException, endpoint: str) -> str:
         return f"the token may not write there (403: {message}); it needs write access to that user or organisation"
     if status is not None:
         return f"the hub refused ({status}: {message})"
-    return f"{endpoint} does not answer ({message})"
+    return f"{endpoint} does not answer ({message})" if isinstance(error, _NETWORK) else f"cannot be pushed ({message})"

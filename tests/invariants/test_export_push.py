@@ -28,7 +28,7 @@ from raysft.export.selection import Choice
 from raysft.export.uploads import prepare
 from raysft.spec.sweep import Sweep, parse_sweep
 from raysft.store.layout import open_storage
-from tests.hub_server import TOKEN, HubServer, environment, hub_service
+from tests.hub_server import TOKEN, HubServer, Repository, environment, hub_service
 from tests.made_storage import make_storage
 
 pytestmark = [pytest.mark.invariants, pytest.mark.timeout(120)]
@@ -283,6 +283,26 @@ def test_sending_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     check_push("acme", send=False)
     with pytest.raises(ExportError, match="no token; set HF_TOKEN"):
         check_push("acme", send=True)
+
+
+def test_a_repository_that_cannot_be_seen_is_left_alone(service: HubServer, out: Path) -> None:
+    """One that is there, as the making of another says, but that the token may not read."""
+    service.fault("not found", 10_000, f"GET /api/models/acme/{name_of(out, 'full')}$")
+    hidden = Repository(private=True)
+    service.repositories[f"models/acme/{name_of(out, 'full')}"] = hidden
+    before = dict(hidden.files)
+    whole, lines = push(out)
+    assert not whole
+    assert "the hub refused (409: " in next(line for line in lines if "not pushed" in line)
+    assert hidden.files == before
+    assert len(service.repositories) == 4, "the others go on"
+
+
+def test_an_export_that_cannot_be_read_is_one_line(service: HubServer, out: Path) -> None:
+    upload = prepare(out, name_of(out, "full"), "acme")
+    (out / name_of(out, "full") / "model.safetensors").unlink()
+    with pytest.raises(ExportError, match=r"^acme/small-.*: cannot be pushed \("):
+        Hub(service.url).push(upload)
 
 
 def test_a_hub_that_does_not_answer_is_one_line(out: Path, service: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
