@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from raysft.report.findings import Findings
 from raysft.report.hover import Dots
@@ -43,6 +44,7 @@ def methods_compared(findings: Findings) -> Plot | Absent:
         panel.set_yticks(range(len(tasks)), [short(task) for task in tasks])
         panel.set(title=short(f"{pair[0]} - {pair[1]}"), xlabel="difference of gains (share of the scale)")
         panel.set_ylim(-0.6, len(tasks) - 0.4)
+        panel.xaxis.set_major_locator(MaxNLocator(5))
         hover.append(Dots(panel, *zip(*dots, strict=True)))  # type: ignore[arg-type]  # three columns of one length
     caption = (
         "Mean difference of gains of pairs that agree in all but the method, with its 95% interval, errors clustered "

@@ -20,6 +20,7 @@ from raysft.report.plot import (
     panels,
     short,
 )
+from raysft.report.predictor_figures import main_parts
 from raysft.report.redraw import plain_code
 from raysft.study.cells import SCOPES
 
@@ -33,7 +34,7 @@ def prediction(findings: Findings) -> Plot | Absent:
     name, title = "prediction", "Gains that can be predicted"
     table = findings.study["prediction"]
     rows = [row for row in table.to_pylist() if row["r2"] is not None and row["baseline_r2"] is not None]
-    rows = _main_target(rows)
+    rows = _main_target(rows, findings)
     if not rows:
         reasons = sorted(set(table["reason"].to_pylist()) - {None}) if "reason" in table.column_names else []
         return Absent(name, title, f"no gain could be held out and predicted ({reasons[0] if reasons else 'too few'})")
@@ -52,7 +53,7 @@ def prediction(findings: Findings) -> Plot | Absent:
     for panel in axes[-1]:
         panel.set_xlabel("R² of held-out gains")
     keys = [
-        key_line("better than the mean of the others", color=GAIN, marker="o"),
+        key_line("beats the mean of the others", color=GAIN, marker="o"),
         key_line("worse", color=LOSS, marker="o"),
         key_line(_OTHERS, color=INK, marker="|", markersize=11, markeredgewidth=2),
     ]
@@ -60,7 +61,7 @@ def prediction(findings: Findings) -> Plot | Absent:
     caption = (
         "Each model, then each dataset, is held out in turn. Alone: by the predictors; added: the mean of the others, "
         "corrected by them. Filled: the 95% interval of the skill over the mean of the others is above zero. Below "
-        f"{_LOWEST:.0f} is drawn at {_LOWEST:.0f}."
+        f"{_LOWEST:.0f} is drawn at {_LOWEST:.0f}. Gains over {_targets(rows)}."
     )
     body = """
     labels = table["predictors"].str.slice(0, 60) + ", " + table["form"] + ", " + table["target"]
@@ -70,13 +71,17 @@ def prediction(findings: Findings) -> Plot | Absent:
     return Plot(name, title, caption, figure, table, (), plain_code(name, body), tuple(hover))
 
 
-def _main_target(rows: list[Row]) -> list[Row]:
-    """For each variant the gains over matching tasks, or over all where no name matches."""
-    targets = {row["variant"]: set[str]() for row in rows}
-    for row in rows:
-        targets[row["variant"]].add(row["target"])
-    main = {variant: "matching" if "matching" in found else "all" for variant, found in targets.items()}
-    return [row for row in rows if row["target"] == main[row["variant"]]]
+def _main_target(rows: list[Row], findings: Findings) -> list[Row]:
+    """For each variant the gains over its main choice of tasks, or over all where those could not be predicted."""
+    wanted = {part.variant: part.scope for part in main_parts(findings)}
+    there = {(row["variant"], row["target"]) for row in rows}
+    main = {variant: scope if (variant, scope) in there else "all" for variant, scope in wanted.items()}
+    return [row for row in rows if row["target"] == main.get(row["variant"], "all")]
+
+
+def _targets(rows: list[Row]) -> str:
+    scopes = sorted({row["target"] for row in rows})
+    return " and ".join(f"{scope} tasks" for scope in scopes)
 
 
 def _label(row: Row) -> str:
@@ -95,8 +100,11 @@ def _bars(panel: Any, rows: list[Row], labels: list[str]) -> list[Dots]:
         r2, base = (max(_LOWEST, row[column]) for column in ("r2", "baseline_r2"))
         tone = GAIN if row["r2"] > row["baseline_r2"] else LOSS
         clear = row.get("skill_low") is not None and row["skill_low"] > 0
-        panel.plot([base, r2], [y, y], color=tone, linewidth=1.2)
         panel.plot(base, y, marker="|", markersize=11, markeredgewidth=2, color=INK)
+        dots.append((base, float(y), f"mean of the others: R² {row['baseline_r2']:.3f}"))
+        if row["predictors"] == _OTHERS:
+            continue
+        panel.plot([base, r2], [y, y], color=tone, linewidth=1.2)
         panel.plot(r2, y, marker="o", markersize=6, color=tone, markerfacecolor=tone if clear else PAPER)
         dots.append((r2, float(y), _said(row)))
     panel.set_yticks(range(len(labels)), [short(label) for label in labels])
