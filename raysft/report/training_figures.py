@@ -27,8 +27,8 @@ from raysft.report.plot import (
 from raysft.report.redraw import heat_code, lines_code, plain_code
 from raysft.study.tables import aggregate
 
-_STATES = ("done", "missing", "diverged", "failed")
-_STATE_COLOURS = ("#0b6e8b", "#cfd6de", "#e0a458", "#b5471c")
+_STATES = ("done", "unknown", "missing", "diverged", "failed")
+_STATE_COLOURS = ("#0b6e8b", "#8fb8c4", "#cfd6de", "#e0a458", "#b5471c")
 _MOST_COLUMNS = 4
 _MOST_SIDE_BY_SIDE = 3
 
@@ -109,7 +109,8 @@ def _states(rows: list[dict[str, Any]], models: list[str], datasets: list[str]) 
     """The index in `_STATES` of each cell's worst trial, NaN where none was planned, and its `done/planned`."""
     count = np.zeros((len(_STATES), len(models), len(datasets)), dtype=int)
     for row in rows:
-        at = _STATES.index(row["state"]), models.index(row["model"]), datasets.index(row["dataset"])
+        # Released scores come without a state: their checkpoints are there, or were.
+        at = _STATES.index(row["state"] or "unknown"), models.index(row["model"]), datasets.index(row["dataset"])
         count[at] += row["trial_count"]
     planned = count.sum(axis=0)
     last = len(_STATES) - 1
