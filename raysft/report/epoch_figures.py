@@ -81,12 +81,12 @@ def _followed(gains: pa.Table) -> pa.Table:
 
 
 def _with_two_epochs(shown: pa.Table) -> pa.Table:
-    """The variants that have more than one epoch: a panel of single points shows nothing."""
-    epochs: dict[str, set[int]] = defaultdict(set)
-    for variant, epoch in zip(shown["variant"].to_pylist(), shown["epoch"].to_pylist(), strict=True):
-        epochs[variant].add(epoch)
-    kept = [variant for variant, found in epochs.items() if len(found) > 1]
-    return shown.filter(pc.is_in(shown["variant"], pa.array(kept, pa.string())))
+    """The lines of more than one epoch: a single point shows no course."""
+    lines = list(zip(shown["variant"].to_pylist(), shown["dataset"].to_pylist(), strict=True))
+    epochs: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for line, epoch in zip(lines, shown["epoch"].to_pylist(), strict=True):
+        epochs[line].add(epoch)
+    return shown.filter(pa.array([len(epochs[line]) > 1 for line in lines], pa.bool_()))
 
 
 def _epoch_lines(axes: Axes, rows: list[Row], colour: dict[str, Any]) -> Dots:

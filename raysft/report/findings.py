@@ -36,6 +36,11 @@ class Findings:
         return with_variants(tuned, trial_variants(tuned))
 
     @cached_property
+    def stated(self) -> bool:
+        """Whether it is known which fine-tunings are done; of released scores it is not."""
+        return bool(pc.count(self.trials["state"]).as_py()) or not self.trials.num_rows
+
+    @cached_property
     def training(self) -> pa.Table:
         """The training curves, with the variant of their trial."""
         return with_variants(self.sweep["training"], trial_variants(self.sweep["trials"], self.sweep["training"]))

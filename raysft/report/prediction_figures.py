@@ -20,12 +20,14 @@ from raysft.report.plot import (
     panels,
     short,
 )
-from raysft.report.predictor_figures import main_parts
+from raysft.report.predictor_figures import FAMILIES, main_parts
 from raysft.report.redraw import plain_code
 from raysft.study.cells import SCOPES
 
 Row = dict[str, Any]
 _OTHERS = "mean of the others"
+# Beside the one of all together. A sweep may have dozens of properties, and the CSV has each of them.
+_SHOWN = frozenset({_OTHERS, "similarity", "base score", *(name for _, names in FAMILIES.values() for name in names)})
 _LOWEST = -1.0  # of an R2 that is drawn where it belongs: far below zero one bad prediction is as bad as another
 
 
@@ -40,6 +42,7 @@ def prediction(findings: Findings) -> Plot | Absent:
         return Absent(name, title, f"no gain could be held out and predicted ({reasons[0] if reasons else 'too few'})")
     splits = sorted({row["split"] for row in rows}, reverse=True)
     variants = sorted({row["variant"] or "" for row in rows})
+    rows = [row for row in rows if row["predictors"] in _SHOWN or " + " in row["predictors"]]
     labels = sorted({_label(row) for row in rows if row["predictors"] != _OTHERS}, reverse=True) or [_OTHERS]
     width = 3.4 + 0.05 * max(len(short(label)) for label in labels) / len(splits)
     figure, axes = panels(len(variants), len(splits), width, 1.0 + 0.27 * len(labels), sharex=True, sharey=True)
@@ -61,7 +64,8 @@ def prediction(findings: Findings) -> Plot | Absent:
     caption = (
         "Each model, then each dataset, is held out in turn. Alone: by the predictors; added: the mean of the others, "
         "corrected by them. Filled: the 95% interval of the skill over the mean of the others is above zero. Below "
-        f"{_LOWEST:.0f} is drawn at {_LOWEST:.0f}. Gains over {_targets(rows)}."
+        f"{_LOWEST:.0f} is drawn at {_LOWEST:.0f}. Gains over {_targets(rows)}; further predictors and targets are in "
+        "the CSV."
     )
     body = """
     labels = table["predictors"].str.slice(0, 60) + ", " + table["form"] + ", " + table["target"]

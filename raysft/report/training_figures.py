@@ -53,9 +53,12 @@ def coverage(findings: Findings) -> Plot | Absent:
         heat(panel, worst, models, datasets, annot=counts, fmt="", annot_kws={"size": 8}, **options)
         panel.set_title(short(variant))
         panel.tick_params(labelbottom=True, labelsize=8)
-        said = [[f"{done} done ({variant})" if done else "" for done in row] for row in counts]
+        said = [
+            [f"{done}{' done' if '/' in done else ''} ({variant})" if done else "" for done in row] for row in counts
+        ]
         hover.append(Cells(panel, models, datasets, said))
-    squares = zip(_STATES, _STATE_COLOURS, strict=True)
+    there = {row["state"] or "unknown" for row in rows}
+    squares = [pair for pair in zip(_STATES, _STATE_COLOURS, strict=True) if pair[0] in there]
     legend(figure, state=[key_line(state, color=colour, marker="s", markersize=9) for state, colour in squares])
     caption = "Fine-tunings done out of those planned, over seeds; the colour is the worst state among them."
     body = """
@@ -106,7 +109,10 @@ def scores_measured(findings: Findings) -> Plot | Absent:
 
 
 def _states(rows: list[dict[str, Any]], models: list[str], datasets: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The index in `_STATES` of each cell's worst trial, NaN where none was planned, and its `done/planned`."""
+    """The index in `_STATES` of each cell's worst trial, NaN where none was planned, and its `done/planned`.
+
+    Where no state is known the text says only how many there are.
+    """
     count = np.zeros((len(_STATES), len(models), len(datasets)), dtype=int)
     for row in rows:
         # Released scores come without a state: their checkpoints are there, or were.
@@ -115,7 +121,9 @@ def _states(rows: list[dict[str, Any]], models: list[str], datasets: list[str]) 
     planned = count.sum(axis=0)
     last = len(_STATES) - 1
     worst = np.where(planned > 0, last - (count[::-1] > 0).argmax(axis=0), np.nan)
-    labels = [f"{done}/{total}" if total else "" for done, total in zip(count[0].ravel(), planned.ravel(), strict=True)]
+    places = zip(count[0].ravel(), count[_STATES.index("unknown")].ravel(), planned.ravel(), strict=True)
+    labels = [f"{total}" if total == unknown else f"{done}/{total}" for done, unknown, total in places]
+    labels = [label if label != "0" else "" for label in labels]
     return worst, np.array(labels, dtype=object).reshape(planned.shape)
 
 

@@ -33,7 +33,7 @@ from raysft.study.matrix import Matrix, pivot
 from raysft.study.similarity import cluster
 
 _MOST_TRIALS = 2000  # of which the correlations are 32 MB
-_MOST_NAMED = 48
+_MOST_NAMED = 24
 _VECTOR = ("model", "dataset", "variant", "seed")
 
 
@@ -60,7 +60,7 @@ def trial_correlations(findings: Findings) -> Plot | Absent:
     values = correlations.values[np.ix_(order, order)]
     shown = names if len(names) <= _MOST_NAMED else []
     heat(panel, values, shown, shown, vmin=-1, vmax=1, cbar_ax=bar, cbar_kws={"label": "Pearson's r"}, linewidths=0)
-    panel.tick_params(labelleft=False, labelsize=6)
+    panel.tick_params(labelleft=False, labelsize=7)
     colours = {"model": model_colours(findings.names("model")), "dataset": dataset_colours(findings.names("dataset"))}
     for column, (axis, tones) in enumerate(colours.items()):
         _strip(figure.add_subplot(grid[1, column]), axis, [tones[about[trial][column]] for trial in names])

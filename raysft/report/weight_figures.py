@@ -139,7 +139,8 @@ def _tested(row: Row) -> str:
 
 
 def _strongest(shown: pa.Table) -> tuple[str, ...]:
-    rows = [row for row in shown.to_pylist() if row["strongest"] and row["p_max"] is not None]
+    tested = [row for row in shown.to_pylist() if row["strongest"] and row["p_max"] is not None]
+    rows = [row for row in tested if row["scope"] == "all" or row["p_max"] < _CLEAR]
     return tuple(_strongest_line(row) for row in rows)
 
 
