@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from raysft.report.findings import Findings
-from raysft.report.hover import Dots
+from raysft.report.hover import Dots, dots_of
 from raysft.report.model_gain_figures import SCALED
 from raysft.report.plot import (
     NEUTRAL,
@@ -100,7 +100,7 @@ def _epoch_lines(axes: Axes, rows: list[Row], colour: dict[str, Any]) -> Dots:
         axes.plot(x, y, color=colour[dataset], linestyle="-" if matching else "--", marker="o", markersize=3.5)
         kind = "matching" if matching else "other"
         dots += [(a, b, f"{dataset}, {kind} tasks, epoch {a}: {b + 0.0:+.3f}") for a, b in points]
-    return Dots(axes, *zip(*dots, strict=True))  # type: ignore[arg-type]  # three columns of one length
+    return dots_of(axes, dots)
 
 
 def epochs_and_sizes(findings: Findings) -> Plot | Absent:
@@ -176,4 +176,4 @@ def _size_lines(axes: Axes, rows: list[Row], colour: dict[str, Any], style: dict
         x, y = [row["epoch"] for row in points], [row["gain"] for row in points]
         axes.plot(x, y, color=colour[model], linestyle=style[setting], marker="o", markersize=2.5)
         dots += [(a, b, f"{model}, {setting}, epoch {a}: {b + 0.0:+.3f}") for a, b in zip(x, y, strict=True)]
-    return Dots(axes, *zip(*dots, strict=True))  # type: ignore[arg-type]  # three columns of one length
+    return dots_of(axes, dots)

@@ -21,6 +21,12 @@ from raysft.study.variants import trial_variants, with_variants
 _NOT_DRAWN = ("weight_change", "intrinsic_dimension", "log_likelihood", "weight_sketches", "examples")
 _NOT_DRAWN_OF_STUDY = ("update_similarity", "map_distances")
 
+STUDIED = {
+    **EXPECTED_TABLES,
+    **{name: schema for name, schema in STUDY_TABLES.items() if name not in _NOT_DRAWN_OF_STUDY},
+}
+"""The tables of a study that a report is drawn from."""
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -75,5 +81,4 @@ def read_findings(tables: Path, study: Path) -> Findings:
         ValueError: one of them is not a folder.
     """
     sweep = {name: schema for name, schema in SWEEP_TABLES.items() if name not in _NOT_DRAWN}
-    studied = {name: schema for name, schema in STUDY_TABLES.items() if name not in _NOT_DRAWN_OF_STUDY}
-    return Findings(read_tables(tables, sweep), read_tables(study / "tables", {**EXPECTED_TABLES, **studied}))
+    return Findings(read_tables(tables, sweep), read_tables(study / "tables", STUDIED))

@@ -138,7 +138,7 @@ def _printed(values: Reals, z: Reals, shared: np.ndarray) -> np.ndarray:
 
 
 def _outline_matching(axes: Axes, matrix: Matrix) -> None:
-    look = {"fill": False, "edgecolor": OUTLINE, "linewidth": 1.4, "clip_on": False}
+    look: dict[str, Any] = {"fill": False, "edgecolor": OUTLINE, "linewidth": 1.4, "clip_on": False}
     for row, dataset in enumerate(matrix.rows):
         for column, task in enumerate(matrix.columns):
             if matches(dataset, task):

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from raysft.report.findings import Findings
-from raysft.report.hover import Dots
+from raysft.report.hover import Dots, dots_of
 from raysft.report.plot import (
     INK,
     MOST_DRAWN,
@@ -125,7 +125,7 @@ def _points(axes: Axes, rows: list[Row], axis: str, colour: dict[Any, Any], sign
 def _by_epoch(figure: Figure, axes: Axes, rows: list[Row]) -> None:
     last = max(row["epoch"] for row in rows)
     x, y, epoch = zip(*((row["x"], row["y"], row["epoch"]) for row in rows), strict=True)
-    look = {"cmap": "viridis", "norm": Normalize(1, last), "rasterized": len(rows) > MOST_DRAWN}
+    look: dict[str, Any] = {"cmap": "viridis", "norm": Normalize(1, last), "rasterized": len(rows) > MOST_DRAWN}
     drawn = axes.scatter(x, y, c=epoch, s=26, edgecolor=PAPER, linewidth=0.4, zorder=3, **look)
     bar = figure.colorbar(drawn, ax=axes, shrink=0.7, pad=0.02, label="epoch")
     bar.locator = mpl.ticker.MaxNLocator(integer=True)
@@ -219,7 +219,7 @@ def trajectories(findings: Findings) -> Plot | Absent:
         panel.set(xlabel="epoch", ylabel=label)
         panel.xaxis.get_major_locator().set_params(integer=True)
         if dots:
-            hover.append(Dots(panel, *zip(*dots, strict=True)))  # type: ignore[arg-type]  # columns of one length
+            hover.append(dots_of(panel, dots))
     axes.ravel()[1].set_ylim(0, 1.05)
     drawn = {row["model"] for row in rows}
     legend(figure, model=[key_line(model, color=colour[model], linestyle="-") for model in sorted(drawn)])

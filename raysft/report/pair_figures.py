@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from raysft.report.findings import Findings
-from raysft.report.hover import Dots
+from raysft.report.hover import dots_of
 from raysft.report.listing import number
 from raysft.report.plot import INK, NEUTRAL, PAPER, Absent, Plot, panels, short
 from raysft.report.redraw import plain_code
@@ -45,7 +45,7 @@ def methods_compared(findings: Findings) -> Plot | Absent:
         panel.set(title=short(f"{pair[0]} - {pair[1]}"), xlabel="difference of gains (share of the scale)")
         panel.set_ylim(-0.6, len(tasks) - 0.4)
         panel.xaxis.set_major_locator(MaxNLocator(5))
-        hover.append(Dots(panel, *zip(*dots, strict=True)))  # type: ignore[arg-type]  # three columns of one length
+        hover.append(dots_of(panel, dots))
     caption = (
         "Mean difference of gains of pairs that agree in all but the method, with its 95% interval, errors clustered "
         f"by model and by dataset; right of zero the first is ahead. Filled: q < {_CLEAR} over the tasks."

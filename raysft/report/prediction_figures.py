@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from raysft.report.findings import Findings
-from raysft.report.hover import Dots
+from raysft.report.hover import Dots, dots_of
 from raysft.report.plot import (
     GAIN,
     INK,
@@ -113,7 +113,7 @@ def _bars(panel: Any, rows: list[Row], labels: list[str]) -> list[Dots]:
         dots.append((r2, float(y), _said(row)))
     panel.set_yticks(range(len(labels)), [short(label) for label in labels])
     panel.set(xlim=(_LOWEST - 0.05, 1.05), ylim=(-0.6, len(labels) - 0.4))
-    return [Dots(panel, *zip(*dots, strict=True))] if dots else []  # type: ignore[arg-type]  # columns of one length
+    return [dots_of(panel, dots)] if dots else []
 
 
 def _said(row: Row) -> str:
@@ -150,7 +150,7 @@ def noise_ceilings(findings: Findings) -> Plot | Absent:
         panel.set_yticks(range(len(labels)), [short(label) for label in labels])
         panel.set(xlabel="largest possible |r|", xlim=(-0.03, 1.03), ylim=(-0.6, len(labels) - 0.4))
         panel.set_title("plain" if effect == "none" else "given model and dataset")
-        hover.append(Dots(panel, *zip(*dots, strict=True)))  # type: ignore[arg-type]  # three columns of one length
+        hover.append(dots_of(panel, dots))
     legend(figure, variant=[key_line(variant, color=tone, marker="o") for variant, tone in colour.items()])
     caption = (
         "Root of 1 - noise / variance of the gains; noise from standard errors over items, or from seeds where that is "

@@ -11,7 +11,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.ticker import MaxNLocator
 
 from raysft.report.findings import Findings
-from raysft.report.hover import Cells, Dots
+from raysft.report.hover import Cells, dots_of
 from raysft.report.plot import (
     Absent,
     Plot,
@@ -146,7 +146,7 @@ def training_loss(findings: Findings) -> Plot | Absent:
         for (model, variant), points in _curves(shown, dataset).items():
             panel.plot(*points, color=colour[model], linestyle=style[variant], marker="o", markersize=3)
             dots += [(a, b, f"{model}, {variant}, epoch {a}: {b:.3f}") for a, b in zip(*points, strict=True)]
-        hover.append(Dots(panel, *zip(*dots, strict=True)))  # type: ignore[arg-type]  # three columns of one length
+        hover.append(dots_of(panel, dots))
         panel.set(title=short(dataset), xlabel="epoch")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     for panel in axes[:, 0]:

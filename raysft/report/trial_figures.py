@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from raysft.report.findings import Findings
-from raysft.report.hover import Cells, Dots, signed
+from raysft.report.hover import Cells, dots_of, signed
 from raysft.report.plot import (
     NEUTRAL,
     Absent,
@@ -151,5 +151,5 @@ def components(findings: Findings) -> Plot | Absent:
     legend(figure, gains=keys)
     caption = "Of the matrix of fine-tunings x tasks; fine-tunings that lack a task are left out. Dotted: 90%."
     code = lines_code(name, "component", "cumulative", 'hue="scaling"')
-    hover = (Dots(panel, *zip(*dots, strict=True)),)  # type: ignore[arg-type]  # three columns of one length
+    hover = (dots_of(panel, dots),)
     return Plot(name, title, caption, figure, table, tuple(numbers), code, hover)

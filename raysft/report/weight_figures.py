@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from matplotlib.axes import Axes
 
 from raysft.report.findings import Findings
-from raysft.report.hover import Cells, Dots, signed
+from raysft.report.hover import Cells, Dots, dots_of, signed
 from raysft.report.listing import number
 from raysft.report.plot import (
     GAIN,
@@ -67,7 +67,7 @@ def weight_change(findings: Findings) -> Plot | Absent:
             dots += [(a, b, f"{model}, depth {a:.2f}: {b:.4g}") for a, b in zip(x, mean, strict=True)]
         panel.set(title=short(variant), xlabel=DEPTH)
         panel.set_ylim(bottom=0)
-        hover.append(Dots(panel, *zip(*dots, strict=True)))  # type: ignore[arg-type]  # three columns of one length
+        hover.append(dots_of(panel, dots))
     axes[0, 0].set_ylabel("relative change, ‖W′ − W‖ / ‖W‖")
     legend(figure, model=[key_line(model, color=tone, linestyle="-") for model, tone in colour.items()])
     caption = "All tensors of a layer pooled, at the last epoch. Line: mean over datasets and seeds; band: their range."
@@ -109,7 +109,7 @@ def weight_change_and_gain(findings: Findings) -> Plot | Absent:
                 panel.plot(row["depth"], row["r"], marker="o", color=tone, linestyle="none", **look)
             dots += [(row["depth"], row["r"], _tested(row)) for row in rows]
         panel.set(title=short(variant), xlabel=DEPTH, ylim=(-1.05, 1.05))
-        hover.append(Dots(panel, *zip(*dots, strict=True)))  # type: ignore[arg-type]  # three columns of one length
+        hover.append(dots_of(panel, dots))
     axes[0, 0].set_ylabel("correlation of change and gain")
     legend(
         figure,
