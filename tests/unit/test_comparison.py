@@ -79,7 +79,7 @@ def test_differences_are_over_the_models_that_both_have(sides: tuple[Side, Side]
 
 
 def test_variants_whose_names_depend_on_their_study_are_matched_by_their_settings(tmp_path: Path) -> None:
-    """`full` with one size is `full, 512 rows` beside a second size; an unknown learning rate does not keep them apart."""
+    """`full` with one size is `full, 512 rows` beside a second; a learning rate unknown to one is no difference."""
     one = synthetic_tables(replace(FIRST, methods=("full",)))
     two = synthetic_tables(replace(FIRST, methods=("full",)))
     other = synthetic_tables(replace(FIRST, methods=("full",), seeds=(1,)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import matplotlib as mpl
 import numpy as np
@@ -71,7 +72,8 @@ def test_cells_and_dots_lie_where_matplotlib_draws_them() -> None:
     cells, dots = drawing.regions
     left, top, width, height = cells["box"]
     # The heat map's own quadrilaterals in the SVG span the same box.
-    assert f"M {left:.0f}" not in drawing.svg or width > 0
+    corners = np.array([[float(n) for n in at] for at in re.findall(r"[ML] ([\d.]+) ([\d.]+)", _mesh(drawing.svg))])
+    assert np.allclose([*corners.min(axis=0), *corners.max(axis=0)], [left, top, left + width, top + height], atol=0.02)
     (x, y, text), (box_left, box_top, box_width, box_height) = dots["dots"][0], dots["box"]
     assert len(dots["dots"]) == 1
     assert text == "mid"
@@ -79,6 +81,10 @@ def test_cells_and_dots_lie_where_matplotlib_draws_them() -> None:
     assert y == pytest.approx(box_top + box_height * 3 / 4, abs=0.06)
     assert 0 < left < left + width < box_left
     assert 0 <= top < top + height <= 2.0 * 72
+
+
+def _mesh(svg: str) -> str:
+    return re.search(r'<g id="f-QuadMesh_1">(.*?)</g>', svg, flags=re.DOTALL)[1]  # type: ignore[index]
 
 
 def test_more_points_than_a_page_should_carry_are_left_to_the_csv() -> None:
@@ -89,7 +95,8 @@ def test_more_points_than_a_page_should_carry_are_left_to_the_csv() -> None:
 
 
 def test_ink_and_paper_of_a_drawing_follow_the_page_and_cells_do_not() -> None:
-    svg = f'<?xml?><svg width="10pt" height="5pt"><path style="fill: {INK}; stroke: {PAPER}"/><path style="fill: #053f52"/></svg>'
+    inked, cell = f'<path style="fill: {INK}; stroke: {PAPER}"/>', '<path style="fill: #053f52"/>'
+    svg = f'<?xml?><svg width="10pt" height="5pt">{inked}{cell}</svg>'
     drawn = inline_svg(svg, "f", "a <b> & c")
     assert 'style="fill: var(--ink); stroke: var(--paper)"' in drawn
     assert 'style="fill: #053f52"' in drawn
