@@ -75,7 +75,8 @@ def _settle(figure: Figure) -> None:
         engine.execute(figure)
     figure.set_layout_engine(None)
     for axes in figure.axes:
-        axes.set_position([round(number, _PLACES) for number in axes.get_position(original=True).bounds])
+        left, bottom, width, height = (round(number, _PLACES) for number in axes.get_position(original=True).bounds)
+        axes.set_position((left, bottom, width, height))
 
 
 def inline_svg(svg: str, name: str, title: str) -> Markup:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+_WIDEST = 30
 MOST_ROWS = 500
 """Rows of a table on the page; the CSV holds all of them."""
 
@@ -53,6 +55,14 @@ class Listing:
         return [pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in self.data.schema.types]
 
     @property
+    def widths(self) -> list[int]:
+        """For each column of text its longest word in letters, at most 30: what it should be wide enough for."""
+        shown = self.data.slice(0, MOST_ROWS).columns
+        texts = [column.to_pylist() if pa.types.is_string(column.type) else [] for column in shown]
+        words = [[len(word) for text in column if text for word in text.split()] for column in texts]
+        return [min(_WIDEST, max(found, default=0)) for found in words]
+
+    @property
     def badged(self) -> list[bool]:
         return [name == self.badge for name in self.data.column_names]
 
@@ -63,12 +73,14 @@ def _cell(value: Any) -> Cell:
     if isinstance(value, bool):
         return Cell("yes" if value else "no")
     if isinstance(value, float):
-        return Cell(number(value), repr(value) if abs(value) != float("inf") else "")
+        return Cell(number(value), repr(value) if math.isfinite(value) else "")
     return Cell(f"{value:,}", str(value)) if isinstance(value, int) else Cell(str(value))
 
 
 def number(value: float) -> str:
-    """A number of a table: three decimals below 10, fewer above, and the small as powers of ten."""
-    if value and abs(value) < 0.001:
+    """A number of a table: three decimals below 10, fewer above, none if whole; the small as powers of ten."""
+    if value == round(value, 0):
+        return f"{value + 0.0:,.0f}"
+    if abs(value) < 0.001:
         return f"{value:.1e}"
     return f"{value:,.{3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0}f}"

@@ -125,7 +125,10 @@ def _measures(findings: Findings) -> Iterator[str]:
         scales: dict[str, list[int]] = {}
         for row in used:
             scales.setdefault(row["estimator"], []).append(row["scale"])
-        estimators = [f"{name} (k = {', '.join(map(str, found))})" for name, found in sorted(scales.items())]
+        estimators = [
+            f"{name} (k = {', '.join(map(str, found))})" if any(found) else name.replace("_", " ")
+            for name, found in sorted(scales.items())
+        ]
         size = f"{n[0]:,}" if len(n) == 1 else f"{n[0]:,} to {n[-1]:,}"
         yield f"Intrinsic dimension: {_listed(estimators)}, on N = {size} texts, the same before and after."
     placed = findings.study["map"].to_pylist()

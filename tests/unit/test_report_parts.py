@@ -123,7 +123,7 @@ def test_a_legend_name_never_stands_apart_from_what_it_names() -> None:
 
 def test_numbers_of_a_table_are_short_and_sort_by_their_value() -> None:
     assert [number(value) for value in (0.0, 1.5, -12.345, 12345.6, 3e-7)] == [
-        "0.000",
+        "0",
         "1.500",
         "-12.3",
         "12,346",

@@ -40,22 +40,23 @@ def gains_compared(compared: pa.Table, variant: str, name: str) -> Plot:
     shown = select(compared, variant=variant)
     parts = {column: pivot(shown, ["dataset"], "task", column) for column in ("A", "B", "difference")}
     whole = parts["A"]
-    figure, axes = heat_panels((1, 3), (whole.rows, whole.columns), cell=(0.5, 0.36), beside=1.0)
+    figure, axes = heat_panels((3, 1), (whole.rows, whole.columns), cell=(0.62, 0.36), beside=1.0)
     scale = max(extent(reals(compared, column)) for column in parts)
     rows = {(row["dataset"], row["task"]): row for row in shown.to_pylist()}
     texts = [[_said(rows.get((dataset, task))) for task in whole.columns] for dataset in whole.rows]
-    for panel, (column, matrix) in zip(axes[0], parts.items(), strict=True):
+    for panel, (column, matrix) in zip(axes[:, 0], parts.items(), strict=True):
         printed = [[_printed(rows.get((dataset, task)), column) for task in whole.columns] for dataset in whole.rows]
-        options = {"annot": np.array(printed, dtype=object), "fmt": "", "annot_kws": {"size": 7}, "cbar": False}
+        options = {"annot": np.array(printed, dtype=object), "fmt": "", "annot_kws": {"size": 8}, "cbar": False}
         heat(panel, matrix.values, whole.rows, whole.columns, vmin=-scale, vmax=scale, **options)
         panel.set_title({"difference": "B - A"}.get(column, column))
-    figure.colorbar(axes[0, 0].collections[0], ax=axes, pad=0.01, shrink=0.9, label="gain (share of the scale)")
-    hover = tuple(Cells(panel, whole.rows, whole.columns, texts) for panel in axes[0])
+        panel.tick_params(labelbottom=column == "difference")
+    figure.colorbar(axes[0, 0].collections[0], ax=axes, pad=0.02, shrink=0.5, label="gain (share of the scale)")
+    hover = tuple(Cells(panel, whole.rows, whole.columns, texts) for panel in axes[:, 0])
     caption = (
         f"Mean gain at the last epoch as a share of the task's scale. *: q < {_CLEAR} over all cells of this page."
     )
     body = """
-    figure, axes = plt.subplots(1, 3, figsize=(15, 5), sharey=True)
+    figure, axes = plt.subplots(3, 1, figsize=(9, 12), sharex=True)
     for panel, column in zip(axes, ["A", "B", "difference"]):
         matrix = table.pivot(index="dataset", columns="task", values=column)
         sns.heatmap(matrix, cmap="vlag", center=0, ax=panel).set_title(column)
