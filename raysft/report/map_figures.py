@@ -201,6 +201,9 @@ def trajectories(findings: Findings) -> Plot | Absent:
     steps = aggregate(table, ["trial"], ("epoch", "count")).to_pylist()
     several = {row["trial"] for row in steps if row["epoch_count"] > 1}
     rows = [row for row in table.to_pylist() if row["trial"] in several]
+    ways: dict[str, list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: (row["trial"], row["epoch"])):
+        ways[row["trial"]].append(row)
     if not rows:
         return Absent(name, title, "no trial has log-likelihoods at two epochs or more beside its start")
     measures = {"from_start": "distance from the start (2 KL, nats)", "straightness": "straightness"}
@@ -208,12 +211,12 @@ def trajectories(findings: Findings) -> Plot | Absent:
     colour, hover = model_colours(findings.names("model")), []
     for panel, (measure, label) in zip(axes.ravel(), measures.items(), strict=True):
         dots: list[tuple[float, float, str]] = []
-        for trial in sorted(several):
-            ours = sorted((row for row in rows if row["trial"] == trial), key=lambda row: row["epoch"])
+        for ours in ways.values():
             known = [(row["epoch"], row[measure]) for row in ours if row[measure] is not None]
             if known:
                 x, y = zip(*known, strict=True)
-                panel.plot(x, y, color=colour[ours[0]["model"]], marker="o", markersize=3, linewidth=1.1)
+                look = {"color": colour[ours[0]["model"]], "rasterized": len(rows) > MOST_DRAWN}
+                panel.plot(x, y, marker="o", markersize=3, linewidth=1.1, **look)
                 about = f"{ours[0]['model']}, {ours[0]['dataset']}, {ours[0]['variant']}"
                 dots += [(a, b, f"{about}, epoch {a}: {b:.3g}") for a, b in known]
         panel.set(xlabel="epoch", ylabel=label)
