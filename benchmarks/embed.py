@@ -10,8 +10,10 @@ writes them as Parquet; each in a process of its own with one thread for the mod
 - `sorted loop`: what the actor does, in a loop without Ray: batches of nearly one length, layers pooled as they pass;
 - `plain loop`: batches of 64 in the data's order, all hidden states of a batch held and then pooled.
 
-Counted is what comes once streaming: from the end of the first checkpoint to the end of the last. All must have the
-same states to 1e-4, or there is no result.
+Counted is what comes once streaming, which is what more texts cost: the seconds of all checkpoints less the seconds of
+the first alone, each from the call to the last committed result. (Moments at which single checkpoints are done would
+flatter Ray Data, in which several are under way at a time.) The plain loop takes part once. All must have the same
+states to 1e-4, or there is no result.
 """
 
 from __future__ import annotations
@@ -87,8 +89,8 @@ def make_material(folder: Path, data: Path, texts: int, checkpoints: int) -> Non
         tuned.detach()
 
 
-def through_ray(plan: Plan) -> list[float]:
-    """Moments at which the checkpoints were done, by the stream."""
+def through_ray(plan: Plan) -> float:
+    """Seconds of the stream, on a Ray that has started."""
     import ray
 
     from raysft.cluster.embed import embed
@@ -105,19 +107,19 @@ def through_ray(plan: Plan) -> list[float]:
     storage = open_storage(plan.sweep.storage)
     works = [work for work in plan.missing_geometry() if work.subject.trial is not None]
     failures: list[dict[str, Any]] = []
+    started = time.perf_counter()
     ((shape, subjects),) = subjects_of(plan, storage, works, failures)
     failures += embed(plan.sweep, storage, subjects, shape)
     assert not failures, failures
-    results = Path(plan.sweep.storage) / "results" / "embed"
-    return sorted(path.stat().st_mtime for path in results.glob("*.parquet"))
+    return time.perf_counter() - started
 
 
-def in_a_loop(plan: Plan, plain: bool, out: Path) -> list[float]:
-    """Moments at which the checkpoints were done, without Ray."""
+def in_a_loop(plan: Plan, plain: bool, out: Path) -> float:
+    """Seconds of a loop without Ray."""
+    started = time.perf_counter()
     session = Session(plan.sweep, torch.device("cpu"))
     base = session.base("small")
     rows = list(session.rows(plan.trials[0], base))
-    ended = []
     for trial in plan.trials:
         tuned = apply_method(base, plan.sweep.method("full"), 0)
         tuned.load(local_folder(session.storage, checkpoint_folder(trial.key, 1)))
@@ -131,8 +133,7 @@ def in_a_loop(plan: Plan, plain: bool, out: Path) -> list[float]:
         columns = [pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(s)) for s in states.swapaxes(0, 1)]
         names = [f"layer_{layer:03d}" for layer in range(len(columns))]
         pq.write_table(pa.table(columns, names=names), out / f"{trial.key}.parquet", compression="none")
-        ended.append(time.time())
-    return ended
+    return time.perf_counter() - started
 
 
 @torch.inference_mode()
@@ -169,12 +170,21 @@ def states_of(plan: Plan, out: Path, streamed: bool) -> list[np.ndarray]:
 
 
 def contend(name: str, folder: Path, texts: int, checkpoints: int) -> None:
-    """One run of one contender: prints the moments as JSON."""
+    """One run of one contender: prints its seconds."""
     torch.set_num_threads(1)
     plan, out = plan_of(folder, texts, checkpoints), folder / name
     out.mkdir(exist_ok=True)
-    ended = through_ray(plan) if name == "raysft" else in_a_loop(plan, name == "plain loop", out)
-    print(json.dumps(ended))
+    print(through_ray(plan) if name == "raysft" else in_a_loop(plan, name == "plain loop", out))
+
+
+def seconds(name: str, folder: Path, texts: int, checkpoints: int) -> float:
+    """Seconds of one contender in a process of its own, from an empty storage."""
+    forget(plan_of(folder, texts, checkpoints))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+    command = [sys.executable, __file__, "--contender", name, str(folder), str(texts), str(checkpoints)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return float(done.stdout.splitlines()[-1])
 
 
 def forget(plan: Plan) -> None:
@@ -193,16 +203,11 @@ def main(arguments: argparse.Namespace) -> None:
         plan = plan_of(folder, arguments.texts, arguments.checkpoints)
         about = circumstances()
         states: dict[str, list[np.ndarray]] = {}
-        for _ in range(arguments.repeats):
-            for name in CONTENDERS:
-                forget(plan)
-                own = [str(folder), str(arguments.texts), str(arguments.checkpoints)]
-                environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
-                command = [sys.executable, __file__, "--contender", name, *own]
-                done = subprocess.run(command, env=environment, capture_output=True, text=True)
-                assert done.returncode == 0, done.stderr[-3000:]
-                ended = json.loads(done.stdout.splitlines()[-1])
-                runs[name].append(arguments.texts * (len(ended) - 1) / (ended[-1] - ended[0]))
+        for repeat in range(arguments.repeats):
+            for name in CONTENDERS if repeat == 0 else CONTENDERS[:-1]:
+                first = seconds(name, folder, arguments.texts, 1)
+                every = seconds(name, folder, arguments.texts, arguments.checkpoints)
+                runs[name].append(arguments.texts * (arguments.checkpoints - 1) / (every - first))
                 states[name] = states_of(plan, folder / name, name == "raysft")
         off = {
             name: max(float(np.abs(a - b).max()) for a, b in zip(states[name], states["plain loop"], strict=True))

@@ -178,7 +178,7 @@ def files(chosen: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         for layers in (chosen.layers, 2 * chosen.layers):
-            folder = chosen.folder / "weights"
+            folder = chosen.folder / f"weights-{os.getpid()}"  # one that was killed leaves its own behind
             try:
                 base, tuned = write_models(Shape(layers, chosen.hidden), dtype, folder)
                 row: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch."), "layers": layers}
@@ -223,6 +223,8 @@ def lora(shape: Shape, rank: int, repeats: int) -> dict[str, Any]:
         raise RuntimeError(f"norms differ by {worst:.1e}")
     contenders: dict[str, Callable[[], object]] = {"norms": norms, "all measures": measures, "merge": merged}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for work in contenders.values():
+        work()  # threads and buffers are made once
     for _ in range(repeats):
         for name, work in contenders.items():
             seconds[name].append(timed(work))

@@ -39,7 +39,7 @@ def lines(study: ReleasedStudy) -> Iterator[str]:
     yield from read["not_read"]
     for axis, chosen in study.summary["chosen"].items():
         yield f"{axis.capitalize()}: {chosen}"
-    yield f"Tables: {', '.join(f'{name} {rows:,}' for name, rows in study.summary['rows'].items())}"
+    yield f"Tables: {', '.join(f'{name} {rows:,}' for name, rows in study.summary['study_rows'].items() if rows)}"
     yield from (f"Left out: {line}" for line in study.summary["left_out"])
     yield from _lint(study)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from raysft.study.gains import final_gains
-from raysft.study.tables import aggregate
+from raysft.study.tables import aggregate, real_array, reals
 
 Pair = tuple[str, str]  # (model, dataset)
 
@@ -18,7 +18,10 @@ SCOPES = ("all", "matching", "other")
 
 @dataclass(frozen=True)
 class Cell:
-    """The final scaled gain of one (variant, model, dataset, task), averaged over seeds."""
+    """The final scaled gain of one (variant, model, dataset, task), averaged over seeds.
+
+    `base` is the base model's score over the task's scale.
+    """
 
     variant: str
     model: str
@@ -26,6 +29,7 @@ class Cell:
     task: str
     matching: bool
     gain: float
+    base: float
 
 
 @dataclass(frozen=True)
@@ -39,17 +43,29 @@ class Slice:
 
     def gains(self) -> dict[Pair, float]:
         """(model, dataset) -> mean gain over the slice's tasks."""
+        return self._means([cell.gain for cell in self.cells])
+
+    def bases(self) -> dict[Pair, float]:
+        """(model, dataset) -> mean score of the base model on the slice's tasks."""
+        return self._means([cell.base for cell in self.cells])
+
+    def _means(self, values: Sequence[float]) -> dict[Pair, float]:
         grouped: dict[Pair, list[float]] = {}
-        for cell in self.cells:
-            grouped.setdefault((cell.model, cell.dataset), []).append(cell.gain)
-        return {key: float(np.mean(values)) for key, values in grouped.items()}
+        for cell, value in zip(self.cells, values, strict=True):
+            grouped.setdefault((cell.model, cell.dataset), []).append(value)
+        return {key: float(np.mean(found)) for key, found in grouped.items()}
 
 
 def gain_cells(gains: pa.Table) -> list[Cell]:
     """Every cell of the main slice, sorted."""
     keys = ["variant", "model", "dataset", "task", "matching"]
-    rows = aggregate(final_gains(gains), keys, ("scaled_gain", "mean")).to_pylist()
-    return [Cell(**{key: row[key] for key in keys}, gain=row["scaled_gain_mean"]) for row in rows]
+    final = final_gains(gains)
+    final = final.append_column("scaled_base", real_array(reals(final, "base") / reals(final, "scale")))
+    rows = aggregate(final, keys, ("scaled_gain", "mean"), ("scaled_base", "mean")).to_pylist()
+    return [
+        Cell(**{key: row[key] for key in keys}, gain=row["scaled_gain_mean"], base=row["scaled_base_mean"])
+        for row in rows
+    ]
 
 
 def slices(cells: list[Cell]) -> Iterator[Slice]:

@@ -28,6 +28,8 @@ def check_table(trials: pa.Table, scores: pa.Table, gains: pa.Table, skipped: di
 def _trials(trials: pa.Table) -> list[Row]:
     tuned = trials.filter(pc.is_valid(trials["trial"]))
     states = Counter(texts(tuned, "state"))
+    if set(states) == {""}:  # of scores that someone else measured nothing is known but the scores
+        return []
     meaning = {
         "done": "fine-tunings whose every stage is there",
         "diverged": "fine-tunings whose loss went to infinity or was not a number",

@@ -1,7 +1,7 @@
 """Whether two similarity matrices over the same tasks, datasets or models agree (Mantel's test).
 
-Compared are the gains' similarities of one variant with another's; for models those by task with those by dataset; and
-with the gains' similarities of models how near the base models' likelihoods are.
+Compared are the gains' similarities of one variant with another's; of models those by the triangles of tasks with those
+by the triangles of datasets; and with the gains' similarities of models how near the base models' likelihoods are.
 """
 
 from __future__ import annotations
@@ -16,45 +16,42 @@ import pyarrow as pa
 from raysft.study.association import pearson
 from raysft.study.gains import final_gains
 from raysft.study.matrix import Matrix, pivot
+from raysft.study.similarity import TRIANGLES, correlation_matrix
 from raysft.study.statistics.mantel import mantel
 from raysft.study.statistics.multiplicity import q_values
 from raysft.study.statistics.schema import MATRIX_COMPARISONS
 from raysft.study.tables import from_rows, select, texts
 
-# name of a matrix -> what it is over, and what one entry of its gain vectors is
-_VECTORS = {
-    "task": ("task", ("model", "dataset")),
-    "dataset": ("dataset", ("model", "task")),
-    "model": ("model", ("dataset", "task")),
-    "model by task": ("model", ("task",)),
-    "model by dataset": ("model", ("dataset",)),
-}
+# what a matrix is over -> what one entry of its gain vectors is, within a variant
+_ENTRIES = {"task": ("model", "dataset"), "dataset": ("model", "task"), "model": ("dataset", "task")}
 
 Row = dict[str, Any]
 
 
-def comparison_table(gains: pa.Table, map_distances: pa.Table) -> pa.Table:
+def comparison_table(gains: pa.Table, similarity: pa.Table, map_distances: pa.Table) -> pa.Table:
     """Every comparison that can be made, of schema `MATRIX_COMPARISONS`; q is over all of them.
 
     Args:
         gains: the study's `gains`.
+        similarity: the study's `similarity`.
         map_distances: the study's `map_distances`.
     """
     final = final_gains(gains)
     variants = sorted(set(texts(final, "variant")))
     similar = {
-        (variant, name): _similarities(select(final, variant=variant), over, entries)
+        (variant, kind): _similarities(select(final, variant=variant), kind, entries)
         for variant in variants
-        for name, (over, entries) in _VECTORS.items()
+        for kind, entries in _ENTRIES.items()
     }
     rows = [
-        _row(_VECTORS[name][0], f"{name}: {a}", f"{name}: {b}", similar[a, name], similar[b, name])
-        for name in ("task", "dataset", "model")
+        _row(kind, f"{kind}: {a}", f"{kind}: {b}", similar[a, kind], similar[b, kind])
+        for kind in _ENTRIES
         for a, b in combinations(variants, 2)
     ]
+    if variants:
+        (a, b), (first, second) = TRIANGLES, (correlation_matrix(similarity, kind) for kind in TRIANGLES)
+        rows.append(_row("model", a, b, first, second))
     for variant in variants:
-        by_task, by_dataset = similar[variant, "model by task"], similar[variant, "model by dataset"]
-        rows.append(_row("model", f"model by task: {variant}", f"model by dataset: {variant}", by_task, by_dataset))
         nearness = _nearness(map_distances, similar[variant, "model"].rows)
         if np.isfinite(nearness.values).any():
             rows.append(

@@ -6,19 +6,24 @@ import numpy as np
 import pyarrow as pa
 
 from raysft.study.association import constant
-from raysft.study.matrix import Matrix
-from raysft.study.released_schemas import PCA
+from raysft.study.gains import final_gains
+from raysft.study.matrix import Matrix, pivot
+from raysft.study.schema import PCA
 from raysft.study.tables import Reals, from_rows
 
 SCALINGS = ("raw", "minmax", "zscore")
 
 
-def pca_table(gains: Matrix) -> tuple[pa.Table, dict[str, str]]:
+def pca_table(gains: pa.Table) -> tuple[pa.Table, dict[str, str]]:
     """Cumulative variance of the principal components under each scaling, of schema `PCA`, and what was left out.
 
-    Args:
-        gains: trials x tasks. Constant and empty tasks are left out, then trials that lack any of the tasks left.
+    The matrix is of final gains, trials x tasks. Constant and empty tasks are left out, then trials that lack any of
+    the tasks left. `gains` are the study's.
     """
+    return _of_matrix(pivot(final_gains(gains), ("trial",), "task", "gain"))
+
+
+def _of_matrix(gains: Matrix) -> tuple[pa.Table, dict[str, str]]:
     skipped: dict[str, str] = {}
     measured = np.isfinite(gains.values)
     kept = []

@@ -134,7 +134,7 @@ def _depth_rows(parts: list[Slice], by_depth: pa.Table) -> list[Row]:
     rows: list[Row] = []
     for part in parts:
         ours = {pair: curve for (variant, pair), curve in profiles.curves.items() if variant == part.variant}
-        for index, depth in enumerate(profiles.depths):
+        for index, depth in enumerate(profiles.depths if ours else ()):
             values = {pair: float(curve[index]) for pair, curve in ours.items()}
             rows.append({**_pair_row(LAYERWISE, part, values), "depth": float(depth)})
     return rows

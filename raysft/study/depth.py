@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysft.store.schema import IDENTITY
+from raysft.study.association import pearson
 from raysft.study.cells import Pair
 from raysft.study.gains import ratio
-from raysft.study.schema import INTRINSIC_DIMENSION_BY_DEPTH, WEIGHT_CHANGE_BY_DEPTH
-from raysft.study.tables import Reals, aggregate, real_array, reals
+from raysft.study.schema import INTRINSIC_DIMENSION_BY_DEPTH, LAYER_SIMILARITY, WEIGHT_CHANGE_BY_DEPTH
+from raysft.study.tables import Reals, aggregate, from_rows, real_array, reals
 from raysft.study.variants import with_final, with_variants
 
 # Models of different heights have no depths in common, so their curves are read off at these.
@@ -60,6 +62,35 @@ def depth_profiles(by_depth: pa.Table) -> Profiles:
     grids = {tuple(depth for depth, _ in curve) for curve in points.values()}
     depths = np.array(grids.pop()) if len(grids) == 1 else _SHARED_DEPTHS
     return Profiles(depths, {key: np.interp(depths, *np.array(curve).T) for key, curve in points.items()})
+
+
+def layer_similarity_table(by_depth: pa.Table) -> pa.Table:
+    """Whether two models move the same layers for the same data, of schema `LAYER_SIMILARITY`.
+
+    At each depth the two models' changes are correlated over (variant, dataset); with no depth, the models' mean curves
+    over depths. `by_depth` is the study's `weight_change_by_depth`.
+    """
+    profiles = depth_profiles(by_depth)
+    models = sorted({model for _, (model, _) in profiles.curves})
+    of = {
+        name: {(variant, data): c for (variant, (model, data)), c in profiles.curves.items() if model == name}
+        for name in models
+    }
+    rows: list[dict[str, object]] = []
+    for a, b in combinations(models, 2):
+        shared = sorted(set(of[a]) & set(of[b]))
+        if not shared:
+            rows.append({"a": a, "b": b, "n": 0, "reason": "no variant and dataset that both have"})
+            continue
+        x, y = (np.array([of[name][place] for place in shared]) for name in (a, b))
+        rows.append(_layer_row(a, b, None, x.mean(axis=0), y.mean(axis=0)))
+        rows += [_layer_row(a, b, float(depth), x[:, at], y[:, at]) for at, depth in enumerate(profiles.depths)]
+    return from_rows(rows, LAYER_SIMILARITY)
+
+
+def _layer_row(a: str, b: str, depth: float | None, x: Reals, y: Reals) -> dict[str, object]:
+    r, n, reason = pearson(x, y)
+    return {"a": a, "b": b, "depth": depth, "r": r, "n": n, "reason": reason}
 
 
 def intrinsic_dimension_by_depth(estimates: pa.Table, variants: dict[str, str]) -> pa.Table:

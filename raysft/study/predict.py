@@ -1,4 +1,8 @@
-"""Whether forward passes of the base alone predict the gains of models and datasets that no trial has seen."""
+"""Whether forward passes of the base alone predict the gains of models and datasets that no trial has seen.
+
+The base model's score is among the predictors. Its error is part of the gain too, with the other sign, so that it
+predicts gains of noise alone: what it adds is to be read beside the noise ceilings.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,10 @@ from raysft.study.statistics.held_out import FORMS, accuracy, hold_out
 from raysft.study.statistics.schema import PREDICTION
 from raysft.study.tables import from_rows
 
-SPLITS = {"leave-one-model-out": 0, "leave-one-dataset-out": 1}
+SPLITS = {"leave_one_model_out": 0, "leave_one_dataset_out": 1}
 """What is held out in turn, and its place in a (model, dataset) pair."""
+
+BASE = "base score"
 
 BASELINE = "baseline"
 """The form of a row without predictors: the mean of the others by itself."""
@@ -36,7 +42,7 @@ def prediction_table(gains: pa.Table, properties: pa.Table) -> pa.Table:
     rows: list[Row] = []
     for part in slices(gain_cells(gains)):
         predictors = {**measured, "similarity": mean_similarity(part.cells, similarity)} if similarity else measured
-        rows += slice_rows(part, predictors)
+        rows += slice_rows(part, {BASE: part.bases(), **predictors})
     return from_rows(rows, PREDICTION)
 
 

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raysft.store.schema import TABLES
 from raysft.study.ceilings import noise_ceiling_table
 from raysft.study.checks import check_table
 from raysft.study.comparisons import comparison_table
+from raysft.study.components import pca_table
 from raysft.study.correlate import correlation_table
-from raysft.study.depth import intrinsic_dimension_by_depth, weight_change_by_depth
+from raysft.study.depth import intrinsic_dimension_by_depth, layer_similarity_table, weight_change_by_depth
+from raysft.study.epochs import epoch_gains_table
 from raysft.study.gains import gain_matrix, gain_table
 from raysft.study.layer_tests import layer_test_table
 from raysft.study.lint import lint_table
 from raysft.study.maps import ModelMap, model_map
+from raysft.study.pairs import pairs_table
 from raysft.study.predict import prediction_table
-from raysft.study.schema import STUDY_TABLES
-from raysft.study.similarity import ENTRIES, Clustering, cluster, correlation_matrix, linkage_table, similarity_table
+from raysft.study.schema import GAINS, STUDY_TABLES
+from raysft.study.similarity import KINDS, Clustering, cluster, correlation_matrix, linkage_table, similarity_table
 from raysft.study.tables import read_tables, write_json, write_table
 from raysft.study.updates import update_similarity, update_similarity_means
-from raysft.study.variants import trial_variants
+from raysft.study.variants import trial_variants, with_final, with_variants
 
 # Per-sample outcomes are by far the largest table, and nothing here looks at single items.
 SWEEP_TABLES = {name: schema for name, schema in TABLES.items() if name != "samples"}
+
+
+Choose = Callable[[pa.Table], pa.Table]
 
 
 @dataclass(frozen=True)
@@ -54,28 +61,48 @@ def run_study(tables: Path, out: Path, clip_below: float | None = None) -> Study
     return study
 
 
-def study_of(sweep: Mapping[str, pa.Table], clip_below: float | None = None) -> Study:
-    """The study of tables already in memory; `sweep` has the tables of `SWEEP_TABLES`."""
+def study_of(
+    sweep: Mapping[str, pa.Table],
+    clip_below: float | None = None,
+    choose: Choose | None = None,
+    linted: Mapping[str, pa.Table] | None = None,
+) -> Study:
+    """The study of tables already in memory.
+
+    Args:
+        sweep: the tables of `SWEEP_TABLES`.
+        clip_below: as for `run_study`.
+        choose: takes all gains and gives those to study, for whoever studies a part of a table of scores. Lint and the
+            gains over epochs look at all.
+        linted: what lint looks at, where that is not `sweep`.
+    """
     variants = trial_variants(*(sweep[name] for name in ("trials", "scores", "weight_change", "log_likelihood")))
-    gains = gain_table(sweep["scores"], variants)
+    every = gain_table(sweep["scores"], variants)
+    gains = every if choose is None else _chosen(choose(every))
     similarity = similarity_table(gains)
-    clusterings = {kind: cluster(correlation_matrix(similarity, kind)) for kind in ENTRIES}
+    clusterings = {kind: cluster(correlation_matrix(similarity, kind)) for kind in KINDS}
     changes = weight_change_by_depth(sweep["weight_change"], variants)
     sketches = sweep.get("weight_sketches", TABLES["weight_sketches"].empty_table())
     updates = update_similarity(sketches, variants)
     placed = model_map(sweep["log_likelihood"], variants, clip_below)
-    checks = check_table(sweep["trials"], sweep["scores"], gains, _skipped(clusterings, placed))
+    components, incomplete = pca_table(gains)
+    skipped = {**_skipped(clusterings, placed), **incomplete}
+    checks = check_table(*_studied(sweep, every, gains), gains, skipped)
     found = {
         "gains": gains,
         "gain_matrix": gain_matrix(gains),
+        "epoch_gains": epoch_gains_table(every),
         "similarity": similarity,
         "linkage": linkage_table(clusterings),
+        "pca": components,
+        "pairs": pairs_table(gains),
         "correlations": correlation_table(gains, sweep["data_properties"], changes),
         "layer_tests": layer_test_table(gains, changes),
-        "matrix_comparisons": comparison_table(gains, placed.distances),
+        "matrix_comparisons": comparison_table(gains, similarity, placed.distances),
         "noise_ceilings": noise_ceiling_table(gains),
         "prediction": prediction_table(gains, sweep["data_properties"]),
         "weight_change_by_depth": changes,
+        "layer_similarity": layer_similarity_table(changes),
         "update_similarity": updates,
         "update_similarity_means": update_similarity_means(updates),
         "intrinsic_dimension_by_depth": intrinsic_dimension_by_depth(sweep["intrinsic_dimension"], variants),
@@ -84,14 +111,30 @@ def study_of(sweep: Mapping[str, pa.Table], clip_below: float | None = None) -> 
         "map_layouts": placed.layouts,
         "trajectories": placed.trajectories,
         "checks": checks,
-        "lint": lint_table(sweep),
+        "lint": lint_table(sweep if linted is None else linted),
     }
     return Study({name: found[name] for name in STUDY_TABLES}, _summary(sweep, found, checks))
 
 
+def _chosen(gains: pa.Table) -> pa.Table:
+    """Some rows of a table of gains, with the variants and last epochs that they have among themselves."""
+    bare = gains.drop_columns(["variant", "final"])
+    return with_final(with_variants(bare, trial_variants(gains))).select(GAINS.names).cast(GAINS)
+
+
+def _studied(sweep: Mapping[str, pa.Table], every: pa.Table, gains: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The trials and scores that `gains` rest on: the sweep's, or those of the gains where they are a choice."""
+    trials, scores = sweep["trials"], sweep["scores"]
+    if gains.num_rows == every.num_rows:
+        return trials, scores
+    ours = [pc.is_in(scores[name], value_set=pc.unique(gains[name])) for name in ("trial", "epoch", "task")]
+    trials = trials.filter(pc.is_in(trials["trial"], value_set=pc.unique(gains["trial"])))
+    return trials, scores.filter(pc.and_(pc.and_(*ours[:2]), ours[2]))
+
+
 def _skipped(clusterings: dict[str, Clustering], placed: ModelMap) -> dict[str, str]:
     clusters = {
-        f"{kind} {name} in the clustering of {kind}s": why
+        f"{name} in the clustering by {kind.replace('_', ' ')}": why
         for kind, found in clusterings.items()
         for name, why in found.skipped.items()
     }

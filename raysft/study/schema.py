@@ -6,7 +6,14 @@ import pyarrow as pa
 
 from raysft.store.columns import FLAG, REAL, TEXT, WHOLE, column
 from raysft.store.schema import IDENTITY
-from raysft.study.statistics.schema import LAYER_TESTS, MATRIX_COMPARISONS, NOISE_CEILINGS, PREDICTION, TEST_COLUMNS
+from raysft.study.statistics.schema import (
+    LAYER_TESTS,
+    MATRIX_COMPARISONS,
+    NOISE_CEILINGS,
+    PAIRS,
+    PREDICTION,
+    TEST_COLUMNS,
+)
 
 _VARIANT = column("variant", TEXT, "method, and whatever else differs between trials of that method: size, epochs, ...")
 _FINAL = column("final", FLAG, "whether this is the trial's last measured epoch")
@@ -49,12 +56,38 @@ GAIN_MATRIX = pa.schema(
     ]
 )
 
+EPOCH_GAINS = pa.schema(
+    [
+        column("model", TEXT, "base model"),
+        column("method", TEXT, "full, lora, ..."),
+        column("size", WHOLE, "training rows; null = all of the dataset", "rows"),
+        column("schedule", TEXT, "learning rate schedule"),
+        column("epoch", WHOLE, "epoch at whose end the checkpoints were taken", "epochs"),
+        column("task", TEXT, "task"),
+        column("gain", REAL, "mean over datasets of the mean over seeds of the gain, on the task's own scale"),
+        column("scaled_gain", REAL, "the same mean of scaled_gain"),
+        column("stderr", REAL, "standard error of scaled_gain from its spread over datasets; null with one dataset"),
+        column(
+            "datasets",
+            WHOLE,
+            "datasets averaged: those that every size and epoch of the model, method and schedule has",
+        ),
+    ]
+)
+
+_KIND = column(
+    "kind",
+    TEXT,
+    "task, dataset or model: of gain vectors; model_by_task or model_by_dataset: of the lower triangles of each "
+    "model's own similarity of tasks or of datasets",
+)
+
 SIMILARITY = pa.schema(
     [
-        column("kind", TEXT, "task, dataset or model"),
+        _KIND,
         column("a", TEXT, "name"),
         column("b", TEXT, "name"),
-        column("r", REAL, "Pearson correlation of the gain vectors, pairwise complete"),
+        column("r", REAL, "Pearson correlation of the two vectors, pairwise complete"),
         column("n", WHOLE, "entries that both vectors have"),
         column("reason", TEXT, "why r is null"),
     ]
@@ -62,7 +95,7 @@ SIMILARITY = pa.schema(
 
 LINKAGE = pa.schema(
     [
-        column("kind", TEXT, "task, dataset or model"),
+        _KIND,
         column("step", WHOLE, "merge, from 0"),
         column("left", WHOLE, "cluster, numbered as in scipy.cluster.hierarchy.linkage"),
         column("right", WHOLE, "cluster, numbered as in scipy.cluster.hierarchy.linkage"),
@@ -70,6 +103,14 @@ LINKAGE = pa.schema(
         column("right_name", TEXT, "name, where the cluster is one task, dataset or model"),
         column("distance", REAL, "average of 1 - r between the two clusters"),
         column("count", WHOLE, "leaves of the new cluster"),
+    ]
+)
+
+PCA = pa.schema(
+    [
+        column("scaling", TEXT, "of each task's gains: raw, minmax to -1 to 1, or zscore"),
+        column("component", WHOLE, "principal component of trials x tasks, from 1"),
+        column("cumulative", REAL, "variance explained by this and all before", "fraction"),
     ]
 )
 
@@ -104,6 +145,17 @@ WEIGHT_CHANGE_BY_DEPTH = pa.schema(
         column("depth", REAL, "layer / (layers - 1)", "fraction"),
         column("relative_change", REAL, "sqrt(sum change_norm^2) / sqrt(sum base_norm^2) over the layer's tensors"),
         column("tensors", WHOLE, "tensors pooled"),
+    ]
+)
+
+LAYER_SIMILARITY = pa.schema(
+    [
+        column("a", TEXT, "base model"),
+        column("b", TEXT, "base model"),
+        column("depth", REAL, "depth in the stack; null: the mean curve over all depths", "fraction"),
+        column("r", REAL, "Pearson correlation of the models' weight changes over (variant, dataset), or of curves"),
+        column("n", WHOLE, "pairs of variant and dataset, or depths, that both have"),
+        column("reason", TEXT, "why r is null"),
     ]
 )
 
@@ -239,14 +291,18 @@ LINT = pa.schema(
 STUDY_TABLES: dict[str, pa.Schema] = {
     "gains": GAINS,
     "gain_matrix": GAIN_MATRIX,
+    "epoch_gains": EPOCH_GAINS,
     "similarity": SIMILARITY,
     "linkage": LINKAGE,
+    "pca": PCA,
+    "pairs": PAIRS,
     "correlations": CORRELATIONS,
     "layer_tests": LAYER_TESTS,
     "matrix_comparisons": MATRIX_COMPARISONS,
     "noise_ceilings": NOISE_CEILINGS,
     "prediction": PREDICTION,
     "weight_change_by_depth": WEIGHT_CHANGE_BY_DEPTH,
+    "layer_similarity": LAYER_SIMILARITY,
     "update_similarity": UPDATE_SIMILARITY,
     "update_similarity_means": UPDATE_SIMILARITY_MEANS,
     "intrinsic_dimension_by_depth": INTRINSIC_DIMENSION_BY_DEPTH,

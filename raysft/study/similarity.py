@@ -1,4 +1,9 @@
-"""Which tasks, datasets and models react alike: correlations of their gain vectors, and clusters of them."""
+"""Which tasks, datasets and models react alike: correlations of their gain vectors, and clusters of them.
+
+Two models may gain differently and yet agree on which tasks go together. So models are compared by the lower triangles
+of their own similarity matrices too, of tasks and of datasets. Neighbouring entries of a triangle share a task, so a p
+of such an r is Mantel's, never Pearson's.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ from raysft.study.association import pearson
 from raysft.study.gains import final_gains
 from raysft.study.matrix import Matrix, pivot
 from raysft.study.schema import LINKAGE, SIMILARITY
-from raysft.study.tables import Reals, from_rows, texts
+from raysft.study.tables import Reals, from_rows, select, texts
 
 # kind -> what one entry of its gain vectors is
 ENTRIES: dict[str, tuple[str, ...]] = {
@@ -21,6 +26,8 @@ ENTRIES: dict[str, tuple[str, ...]] = {
     "dataset": ("model", "variant", "seed", "task"),
     "model": ("dataset", "variant", "seed", "task"),
 }
+TRIANGLES = {"model_by_task": "task", "model_by_dataset": "dataset"}
+KINDS = (*ENTRIES, *TRIANGLES)
 
 
 @dataclass(frozen=True)
@@ -36,13 +43,28 @@ def similarity_table(gains: pa.Table) -> pa.Table:
     """Pearson's r of every ordered pair of tasks, datasets and models, of schema `SIMILARITY`.
 
     A task's vector has one entry for each trial; a dataset's one for each (model, variant, seed, task); a model's one
-    for each (dataset, variant, seed, task). Only entries that both vectors have count.
+    for each (dataset, variant, seed, task), or for each pair of tasks or of datasets. Only entries that both vectors
+    have count.
     """
     final = final_gains(gains)
-    rows = [
-        row for kind, entries in ENTRIES.items() for row in _pairs(kind, pivot(final, entries, kind, "scaled_gain"))
-    ]
-    return from_rows(rows, SIMILARITY)
+    vectors = {kind: pivot(final, entries, kind, "scaled_gain") for kind, entries in ENTRIES.items()}
+    vectors |= {kind: _triangles(final, over) for kind, over in TRIANGLES.items()}
+    return from_rows([row for kind, found in vectors.items() for row in _pairs(kind, found)], SIMILARITY)
+
+
+def _triangles(final: pa.Table, over: str) -> Matrix:
+    """Pairs of tasks (or datasets) x models: each model's own correlation of every pair."""
+    names, models = sorted(set(texts(final, over))), sorted(set(texts(final, "model")))
+    at = {name: place for place, name in enumerate(names)}
+    cube = np.full((len(names), len(names), len(models)), np.nan)
+    for place, model in enumerate(models):
+        own = pivot(select(final, model=model), ENTRIES[over], over, "scaled_gain")
+        for i, a in enumerate(own.columns):
+            for j, b in enumerate(own.columns[:i]):
+                cube[at[a], at[b], place] = pearson(own.values[:, i], own.values[:, j])[0]
+    below = np.tril_indices(len(names), -1)
+    pairs = tuple(f"{names[i]} / {names[j]}" for i, j in zip(*below, strict=True))
+    return Matrix(pairs, tuple(models), cube[below])
 
 
 def _pairs(kind: str, vectors: Matrix) -> list[dict[str, object]]:

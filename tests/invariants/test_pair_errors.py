@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from raysft.study.pairs import mean_difference
+from raysft.study.statistics.paired import paired
 
 pytestmark = pytest.mark.invariants
 
@@ -24,7 +24,7 @@ def rates(of_model: float, of_dataset: float, effect: float = 0.0) -> tuple[floa
     for _ in range(GRIDS):
         shared = of_model * random.normal(size=(MODELS, 1)) + of_dataset * random.normal(size=(1, DATASETS))
         values = (effect + shared + random.normal(size=(MODELS, DATASETS))).ravel()
-        clustered += mean_difference(models, datasets, values.tolist()).p < 0.05
+        clustered += paired(values, np.zeros_like(values), [models, datasets]).p < 0.05
         plain += stats.ttest_1samp(values, 0).pvalue < 0.05
     return clustered / GRIDS, plain / GRIDS
 

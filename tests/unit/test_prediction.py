@@ -147,12 +147,12 @@ def test_a_predictor_that_is_constant_wherever_it_is_learned_is_not_used() -> No
 def test_every_predictor_by_itself_and_all_together_in_both_forms_and_splits() -> None:
     x, y = planted(1)
     pairs = [(f"m{model}", f"d{dataset}") for model, dataset in zip(MODEL, DATASET, strict=True)]
-    cells = tuple(Cell("full", *pair, "t", True, gain) for pair, gain in zip(pairs, y.tolist(), strict=True))
+    cells = tuple(Cell("full", *pair, "t", True, gain, 0.5) for pair, gain in zip(pairs, y.tolist(), strict=True))
     predictors = {name: dict(zip(pairs, x[:, at].tolist(), strict=True)) for at, name in enumerate("pq")}
     rows = slice_rows(Slice("full", "all", None, cells), {**predictors, "unmeasured": {}})
     assert {row["predictors"] for row in rows} == {"mean of the others", "p", "q", "p + q"}
     assert {(row["form"], row["split"]) for row in rows if row["form"] != "baseline"} == {
-        (form, split) for form in FORMS for split in ("leave-one-model-out", "leave-one-dataset-out")
+        (form, split) for form in FORMS for split in ("leave_one_model_out", "leave_one_dataset_out")
     }
     best = max(rows, key=lambda row: row["skill"])
     assert "p" in best["predictors"]
@@ -164,9 +164,9 @@ def test_every_predictor_by_itself_and_all_together_in_both_forms_and_splits() -
 def test_the_mean_of_the_others_has_an_accuracy_where_nothing_was_measured() -> None:
     _, y = planted(1)
     pairs = [(f"m{model}", f"d{dataset}") for model, dataset in zip(MODEL, DATASET, strict=True)]
-    cells = tuple(Cell("full", *pair, "t", True, gain) for pair, gain in zip(pairs, y.tolist(), strict=True))
+    cells = tuple(Cell("full", *pair, "t", True, gain, 0.5) for pair, gain in zip(pairs, y.tolist(), strict=True))
     rows = slice_rows(Slice("full", "task", "t", cells), {})
-    assert [row["split"] for row in rows] == ["leave-one-model-out", "leave-one-dataset-out"]
+    assert [row["split"] for row in rows] == ["leave_one_model_out", "leave_one_dataset_out"]
     grid = y.reshape(MODELS, DATASETS)
     others = (grid.sum(axis=0) - grid) / (MODELS - 1)
     expected = 1 - ((grid - others) ** 2).sum() / ((grid - grid.mean()) ** 2).sum()

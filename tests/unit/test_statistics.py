@@ -274,6 +274,15 @@ def test_a_clustered_error_is_never_less_than_that_of_single_pairs() -> None:
     assert found.stderr == pytest.approx(stats.sem(balanced))
 
 
+def test_pairs_of_one_model_are_clustered_by_dataset_alone() -> None:
+    differences = np.array([1.0, 2.5, -0.5, 3.0, 0.2])
+    found = paired(differences, np.zeros(5), [["m"] * 5, list("vwxyz")])
+    assert found.p == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
+    alone = paired(differences, np.zeros(5), [["m"] * 5, ["d"] * 5])
+    assert alone.reason == "all pairs are of one model and one dataset"
+    assert (alone.n, np.isnan(alone.p)) == (5, True)
+
+
 def test_pairs_are_compared_only_where_both_are_there() -> None:
     first, second = np.array([1.0, 2, 3, np.nan, 7]), np.array([0.5, 1, np.nan, 3, 5])
     found = paired(first, second, [list("abcde")])
@@ -333,7 +342,7 @@ def test_pairs_and_ceilings_that_cannot_be_told_say_why() -> None:
     groups = cells(3, 4)
     assert paired(NOTHING, RAMP, groups).reason == "0 pairs, 3 needed"
     assert paired(RAMP + 1, RAMP, groups).reason == "every pair differs by the same"
-    assert paired(RAMP**2, RAMP, cells(1, 12)).reason == "one model or one dataset only"
+    assert paired(RAMP**2, RAMP, [[0] * 12, [0] * 12]).reason == "all pairs are of one model and one dataset"
     assert "known error" in str(noise_ceiling(RAMP, NOTHING).reason)
     assert noise_ceiling(np.ones(12), RAMP).reason == "the gain does not vary"
     assert noise_ceiling(RAMP, np.full(12, 100.0)).reason == "gains vary no more than their errors do"

@@ -14,6 +14,7 @@ from raysft.study.comparisons import comparison_table
 from raysft.study.layer_tests import layer_test_table
 from raysft.study.run import SWEEP_TABLES, study_of
 from raysft.study.schema import GAINS, MAP_DISTANCES, STUDY_TABLES, WEIGHT_CHANGE_BY_DEPTH
+from raysft.study.similarity import similarity_table
 from raysft.study.tables import select
 from tests.unit.synthetic_tables import Sweep, synthetic_tables
 
@@ -128,13 +129,14 @@ def test_two_variants_that_gain_alike_have_matrices_that_agree() -> None:
     distances = pa.Table.from_pylist(
         [{"a": f"m{i}", "b": f"m{j}", "two_kl": random.random()} for i in range(6) for j in range(i)], MAP_DISTANCES
     )
-    found = comparison_table(gain_table_of(*rows), distances).to_pylist()
+    table = gain_table_of(*rows)
+    found = comparison_table(table, similarity_table(table), distances).to_pylist()
     of_models = next(row for row in found if (row["a"], row["b"]) == ("model: full", "model: lora"))
     assert of_models["r"] > 0.8
     assert (of_models["exact"], of_models["permutations"], of_models["n"]) == (True, 720, 6)
     assert of_models["p"] <= of_models["q"] < 0.05
     assert {row["b"] for row in found if row["a"] == "model: full"} == {"model: lora", "minus KL of base models"}
-    assert any(row["a"] == "model by task: full" and row["b"] == "model by dataset: full" for row in found)
+    assert any((row["a"], row["b"]) == ("model_by_task", "model_by_dataset") for row in found)
 
 
 def test_correlations_have_tests_that_know_the_clusters_beside_them(tables: Mapping[str, pa.Table]) -> None:

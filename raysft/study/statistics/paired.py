@@ -50,10 +50,11 @@ def paired(first: Reals, second: Reals, groups: Sequence[Labels], level: float =
         return Paired(n, mean, reason="every pair differs by the same")
     plain = float(stats.ttest_1samp(difference, 0).pvalue)
     ranks = float(stats.wilcoxon(difference).pvalue)
-    levels = [np.unique(group, return_inverse=True)[1] for group in labels]
-    df = min(int(level.max()) for level in levels)
-    if df < 1:
-        return Paired(n, mean, t_p=plain, wilcoxon_p=ranks, reason="one model or one dataset only")
+    # With one model, or one dataset, only the other way is left to cluster.
+    levels = [places for places in (np.unique(group, return_inverse=True)[1] for group in labels) if places.max() > 0]
+    if not levels:
+        return Paired(n, mean, t_p=plain, wilcoxon_p=ranks, reason="all pairs are of one model and one dataset")
+    df = min(int(places.max()) for places in levels)
     error = _clustered_error(difference, levels)
     half = error * float(stats.t.ppf((1 + level) / 2, df))
     p = float(2 * stats.t.sf(abs(mean) / error, df))

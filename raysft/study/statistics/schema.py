@@ -64,6 +64,28 @@ NOISE_CEILINGS = pa.schema(
     ]
 )
 
+_CAMERON = "Cameron, Gelbach and Miller 2011"
+
+PAIRS = pa.schema(
+    [
+        column("task", TEXT, "task"),
+        column("first", TEXT, "method"),
+        column("second", TEXT, "method"),
+        column("n", WHOLE, "pairs of a trial of each that agree in model, dataset, size, schedule, epoch and seed"),
+        column("models", WHOLE, "base models among the pairs"),
+        column("datasets", WHOLE, "datasets among the pairs"),
+        column("mean_difference", REAL, "mean of the gain under first - that under second, on the task's own scale"),
+        column("scale", REAL, "scale of the task, as in gains"),
+        column("low", REAL, "lower end of the 95% interval, errors clustered by model and by dataset", "", _CAMERON),
+        column("high", REAL, "upper end of the 95% interval, errors clustered by model and by dataset", "", _CAMERON),
+        column("p", REAL, "two-sided p of no difference from the same errors, Student's t"),
+        column("q", REAL, "p after Benjamini-Hochberg over the tasks of one pair of methods"),
+        column("t_p", REAL, "p of the paired t test, which takes pairs as independent"),
+        column("wilcoxon_p", REAL, "p of the signed-rank test, which takes pairs as independent"),
+        _REASON,
+    ]
+)
+
 PREDICTION = pa.schema(
     [
         _VARIANT,
@@ -71,10 +93,10 @@ PREDICTION = pa.schema(
         column(
             "predictors",
             TEXT,
-            "properties of the data in the base model's eyes, joined by ' + ', or mean of the others",
+            "base score and properties of the data in the base model's eyes, joined by ' + ', or mean of the others",
         ),
         column("form", TEXT, "alone: by the predictors; added: mean of the others, corrected by them; or baseline"),
-        column("split", TEXT, "leave-one-model-out or leave-one-dataset-out"),
+        column("split", TEXT, "leave_one_model_out or leave_one_dataset_out"),
         column("n", WHOLE, "(model, dataset) pairs predicted while held out"),
         column("groups", WHOLE, "models or datasets held out in turn"),
         column("r2", REAL, "1 - squared errors / squared deviations from the mean, over the held-out pairs"),
