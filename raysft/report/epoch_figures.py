@@ -133,9 +133,11 @@ def epochs_and_sizes(findings: Findings) -> Plot | Absent:
         trained=[key_line(setting, linestyle=line) for setting, line in style.items()],
     )
     caption = (
-        "Mean gain over the datasets that both sizes have, on each task's own scale; only models that were trained at "
-        "two sizes with one method and schedule."
+        "Mean gain over the datasets that have every epoch of a curve, on each task's own scale; only models that were "
+        "trained at two sizes in one way."
     )
+    if not all(row["same_datasets"] for row in rows):
+        caption += " Not all curves that are compared are over the same datasets: same_datasets in the CSV says which."
     data = pa.Table.from_pylist(rows, table.schema.remove_metadata())
     code = lines_code(
         name, "epoch", "gain", 'hue="model", style="size", col="task", col_wrap=4, facet_kws={"sharey": False}'
@@ -148,22 +150,22 @@ def _setting(row: Row) -> str:
     return ", ".join(str(part) for part in (size, row["method"], row["schedule"]) if part)
 
 
+def _kind(row: Row) -> tuple[Any, ...]:
+    """What curves must share beside the model to be compared over sizes."""
+    return tuple(row[name] for name in ("model", "method", "learning_rate", "schedule", "epochs"))
+
+
 def _comparable(rows: list[Row]) -> list[Row]:
-    """Rows of the (model, method, schedule) with two sizes or more that have two epochs or more."""
+    """Rows of curves with two epochs or more, of models and settings that have two such sizes or more."""
+    known = [row for row in rows if row["gain"] is not None]
     epochs: dict[tuple[Any, ...], set[int]] = defaultdict(set)
-    for row in rows:
-        epochs[row["model"], row["method"], row["schedule"], row["size"]].add(row["epoch"])
+    for row in known:
+        epochs[(*_kind(row), row["size"])].add(row["epoch"])
     curves = {key for key, found in epochs.items() if len(found) > 1}
     sizes: dict[tuple[Any, ...], set[Any]] = defaultdict(set)
-    for *setting, size in curves:
-        sizes[tuple(setting)].add(size)
-    return [
-        row
-        for row in rows
-        if row["gain"] is not None
-        and (row["model"], row["method"], row["schedule"], row["size"]) in curves
-        and len(sizes[row["model"], row["method"], row["schedule"]]) > 1
-    ]
+    for key in curves:
+        sizes[key[:-1]].add(key[-1])
+    return [row for row in known if (*_kind(row), row["size"]) in curves and len(sizes[_kind(row)]) > 1]
 
 
 def _size_lines(axes: Axes, rows: list[Row], colour: dict[str, Any], style: dict[str, str]) -> Dots:

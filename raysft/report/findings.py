@@ -37,14 +37,17 @@ class Findings:
 
     @cached_property
     def trials(self) -> pa.Table:
-        """The planned fine-tunings, with their variant."""
+        """The planned fine-tunings, with their variant; of released scores those that are studied."""
         tuned = self.sweep["trials"].filter(pc.is_valid(self.sweep["trials"]["trial"]))
+        if not self.stated:
+            tuned = tuned.filter(pc.is_in(tuned["trial"], value_set=pc.unique(self.study["gains"]["trial"])))
         return with_variants(tuned, trial_variants(tuned))
 
     @cached_property
     def stated(self) -> bool:
         """Whether it is known which fine-tunings are done; of released scores it is not."""
-        return bool(pc.count(self.trials["state"]).as_py()) or not self.trials.num_rows
+        trials = self.sweep["trials"]
+        return bool(pc.count(trials["state"]).as_py()) or not trials.num_rows
 
     @cached_property
     def training(self) -> pa.Table:

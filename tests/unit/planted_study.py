@@ -29,9 +29,11 @@ def fill_study(study: Path, tasks: list[str], models: list[str], datasets: list[
                 "method": "full",
                 "size": size,
                 "schedule": "constant",
+                "epochs": 3,
                 "epoch": epoch,
                 "task": task,
                 "gain": 0.01 * epoch,
+                "same_datasets": True,
                 "stderr": 0.02,
                 "datasets": len(datasets),
             }
@@ -70,14 +72,14 @@ def fill_study(study: Path, tasks: list[str], models: list[str], datasets: list[
     }
     for name, found in rows.items():
         path = study / "tables" / f"{name}.parquet"
-        if not path.exists() or not _filled(path, name):
+        if not path.exists() or not _filled(path):
             pq.write_table(pa.Table.from_pylist(found, schema=STUDIED[name]), path)
     _fill_models_similarity(study / "tables" / "similarity.parquet", models)
 
 
-def _filled(path: Path, name: str) -> bool:
+def _filled(path: Path) -> bool:
     table = pq.read_table(path)
-    return bool(table.num_rows) and ("r" not in table.column_names or name == "layer_similarity" or bool(_known(table)))
+    return bool(table.num_rows) and ("r" not in table.column_names or bool(_known(table)))
 
 
 def _known(table: pa.Table) -> int:
@@ -89,6 +91,7 @@ def _pair(task: str, at: int) -> Row:
     return {
         **names,
         "mean_difference": 0.02 * at,
+        "scale": 1.0,
         "low": 0.02 * at - 0.03,
         "high": 0.02 * at + 0.03,
         "p": 0.04,
