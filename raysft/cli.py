@@ -294,9 +294,31 @@ def study(
 
 
 @app.command()
-def report(sweep: SweepFile, storage: StorageOption = None, clip_below: ClipOption = None) -> None:
+def report(
+    sweep: Annotated[
+        Path | None, typer.Argument(metavar="[SWEEP]", help="The sweep's YAML.", show_default=False)
+    ] = None,
+    storage: StorageOption = None,
+    clip_below: ClipOption = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(metavar="A B", help="Set two studies side by side: YAML, storage, or folder of released scores."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the page of --compare.")] = Path("comparison"),
+) -> None:
     """Draw the study as one HTML page, with figures and their data beside it (run `reduce` first)."""
     with user_errors():
+        if compare is not None:
+            if sweep is not None or storage is not None or clip_below is not None:
+                raise SpecError(
+                    "--compare: takes two studies and --out alone, found a sweep, --storage or --clip-below too"
+                )
+            from raysft.publish import make_comparison
+
+            console.print(f"Comparison: {make_comparison(*compare, out)}")
+            return
+        if sweep is None:
+            raise SpecError("report: a sweep's YAML, or --compare A B, is wanted")
         loaded = load_sweep(sweep, storage)
         from raysft.publish import make_report
 

@@ -1,16 +1,19 @@
-"""Study and report of a storage. Both work on local folders, so a remote storage is copied there and back."""
+"""Study, report and comparison of storages. All work on local folders, so a remote storage is copied there and back."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import yaml
 
 from raysft.report import write_report
-from raysft.spec.sweep import SpecError, Sweep, parse_sweep
-from raysft.store.layout import SPEC_FILE, Storage
+from raysft.report.comparison import Side, write_comparison
+from raysft.report.findings import read_findings
+from raysft.spec.sweep import SpecError, Sweep, load_sweep, parse_sweep
+from raysft.store.layout import SPEC_FILE, Storage, StorageError, open_storage
 from raysft.study.run import run_study
 
 
@@ -56,3 +59,55 @@ def _with_local_folders(storage: Storage, last: str, make: Callable[[Path], obje
         make(root)
         for folder in dict.fromkeys(("study", last)):
             storage.upload(root / folder, folder)
+
+
+def make_comparison(first: str, second: str, out: Path) -> Path:
+    """Write the page that sets two studies side by side into `out`; return the page's path.
+
+    Each is a sweep's YAML, a storage that has tables and a study, or the folder of a study of released scores.
+
+    Raises:
+        SpecError, StorageError: one of them is none of these, or has no study yet.
+    """
+    with ExitStack() as scratch:
+        sides = [_side(where, scratch) for where in (first, second)]
+        if sides[0].name == sides[1].name:
+            sides = [Side(f"{side.name} ({label})", side.findings) for side, label in zip(sides, "AB", strict=True)]
+        return write_comparison(sides[0], sides[1], out)
+
+
+def _side(where: str, scratch: ExitStack) -> Side:
+    path = Path(where)
+    if "://" not in where and path.is_file():
+        sweep = load_sweep(path)
+        return _storage_side(sweep.name, open_storage(sweep.storage), scratch)
+    if "://" not in where and (path / "sweep" / "trials.parquet").is_file():
+        _check_study(path / "tables" / "gains.parquet", where)
+        return Side(path.resolve().name, read_findings(path / "sweep", path))
+    if "://" not in where and not path.is_dir():
+        raise StorageError(f"--compare {where}: no such file or folder; {_COMPARABLE}")
+    storage = open_storage(where)
+    spec = _last_spec(storage)
+    return _storage_side(spec.name if spec is not None else where.rstrip("/").rpartition("/")[2], storage, scratch)
+
+
+_COMPARABLE = "valid: a sweep's YAML, its storage, or the folder of `raysft study --released`"
+
+
+def _storage_side(name: str, storage: Storage, scratch: ExitStack) -> Side:
+    if not storage.exists("tables", "trials.parquet"):
+        raise StorageError(f"--compare {storage.uri}: no tables there; {_COMPARABLE}")
+    if not storage.exists("study", "tables", "gains.parquet"):
+        raise StorageError(f"--compare {storage.uri}: no study there yet; `raysft study` makes it")
+    if storage.is_local:
+        root = storage.local_path()
+    else:
+        root = Path(scratch.enter_context(tempfile.TemporaryDirectory()))
+        for folder in ("tables", "study"):
+            storage.download(root / folder, folder)
+    return Side(name, read_findings(root / "tables", root / "study"))
+
+
+def _check_study(gains: Path, where: str) -> None:
+    if not gains.is_file():
+        raise StorageError(f"--compare {where}: no tables/gains.parquet there; `raysft study --released` makes it")

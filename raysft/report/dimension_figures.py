@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from matplotlib.axes import Axes
 
 from raysft.report.findings import Findings
-from raysft.report.hover import Dots
+from raysft.report.hover import Dots, dots_of
 from raysft.report.plot import (
     Absent,
     Plot,
@@ -132,7 +132,7 @@ def _before_and_after(axes: Axes, rows: list[dict[str, Any]], across: str, colou
 
 
 def _hover(axes: Axes, dots: list[tuple[Any, ...]]) -> list[Dots]:
-    return [Dots(axes, *zip(*dots, strict=True))] if dots else []  # type: ignore[arg-type]  # columns of one length
+    return [dots_of(axes, dots)] if dots else []
 
 
 def _dimension_legend(figure: Any, colour: dict[str, Any]) -> None:

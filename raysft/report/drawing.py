@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup, escape
+from matplotlib.figure import Figure
 
 from raysft.report.hover import regions, too_many
 from raysft.report.plot import EDGE, GAIN, GRID, INK, LOOK, LOSS, MISSING, MUTED, NEUTRAL, PAPER, Plot
@@ -16,6 +17,7 @@ from raysft.report.plot import EDGE, GAIN, GRID, INK, LOOK, LOSS, MISSING, MUTED
 _PIXELS_PER_POINT = 4 / 3
 _PNG_DPI = 160
 _SVG_DPI = 150  # of what is drawn as pixels inside an SVG
+_PLACES = 5  # of the figure's width or height
 _NARROWEST = 0.75  # of its own width: below that, a figure's text is too small and it scrolls instead
 
 # Colours of a figure that follow the page's light and dark, and the name of their CSS variable.
@@ -52,9 +54,8 @@ def render(plot: Plot) -> Drawing:
     """Draw `plot` as SVG, PNG and PDF."""
     with mpl.rc_context({**LOOK, "svg.hashsalt": plot.name}):
         png, svg, pdf = io.BytesIO(), io.StringIO(), io.BytesIO()
+        _settle(plot.figure)
         plot.figure.savefig(png, format="png", dpi=_PNG_DPI, metadata={"Software": None})
-        # The first drawing has settled the layout; settling it again would take longer than drawing.
-        plot.figure.set_layout_engine(None)
         undated = {"Date": None, "Creator": None, "Format": None, "Type": None}
         plot.figure.savefig(svg, format="svg", dpi=_SVG_DPI, metadata=undated)
         anonymous = {"CreationDate": None, "Creator": None, "Producer": None}
@@ -62,6 +63,20 @@ def render(plot: Plot) -> Drawing:
         found = regions(plot.hover)
     drawing = inline_svg(svg.getvalue(), plot.name, plot.title)
     return Drawing(drawing, png.getvalue(), pdf.getvalue(), found, too_many(plot.hover))
+
+
+def _settle(figure: Figure) -> None:
+    """Lay the figure out once, for all formats.
+
+    The solver's last bits differ from run to run, and matplotlib hashes them into the SVG's names: places are rounded.
+    """
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+    figure.set_layout_engine(None)
+    for axes in figure.axes:
+        left, bottom, width, height = (round(number, _PLACES) for number in axes.get_position(original=True).bounds)
+        axes.set_position((left, bottom, width, height))
 
 
 def inline_svg(svg: str, name: str, title: str) -> Markup:

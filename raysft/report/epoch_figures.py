@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from raysft.report.findings import Findings
-from raysft.report.hover import Dots
+from raysft.report.hover import Dots, dots_of
 from raysft.report.model_gain_figures import SCALED
 from raysft.report.plot import (
     NEUTRAL,
@@ -81,12 +81,12 @@ def _followed(gains: pa.Table) -> pa.Table:
 
 
 def _with_two_epochs(shown: pa.Table) -> pa.Table:
-    """The variants that have more than one epoch: a panel of single points shows nothing."""
-    epochs: dict[str, set[int]] = defaultdict(set)
-    for variant, epoch in zip(shown["variant"].to_pylist(), shown["epoch"].to_pylist(), strict=True):
-        epochs[variant].add(epoch)
-    kept = [variant for variant, found in epochs.items() if len(found) > 1]
-    return shown.filter(pc.is_in(shown["variant"], pa.array(kept, pa.string())))
+    """The lines of more than one epoch: a single point shows no course."""
+    lines = list(zip(shown["variant"].to_pylist(), shown["dataset"].to_pylist(), strict=True))
+    epochs: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for line, epoch in zip(lines, shown["epoch"].to_pylist(), strict=True):
+        epochs[line].add(epoch)
+    return shown.filter(pa.array([len(epochs[line]) > 1 for line in lines], pa.bool_()))
 
 
 def _epoch_lines(axes: Axes, rows: list[Row], colour: dict[str, Any]) -> Dots:
@@ -100,7 +100,7 @@ def _epoch_lines(axes: Axes, rows: list[Row], colour: dict[str, Any]) -> Dots:
         axes.plot(x, y, color=colour[dataset], linestyle="-" if matching else "--", marker="o", markersize=3.5)
         kind = "matching" if matching else "other"
         dots += [(a, b, f"{dataset}, {kind} tasks, epoch {a}: {b + 0.0:+.3f}") for a, b in points]
-    return Dots(axes, *zip(*dots, strict=True))  # type: ignore[arg-type]  # three columns of one length
+    return dots_of(axes, dots)
 
 
 def epochs_and_sizes(findings: Findings) -> Plot | Absent:
@@ -133,9 +133,11 @@ def epochs_and_sizes(findings: Findings) -> Plot | Absent:
         trained=[key_line(setting, linestyle=line) for setting, line in style.items()],
     )
     caption = (
-        "Mean gain over the datasets that both sizes have, on each task's own scale; only models that were trained at "
-        "two sizes with one method and schedule."
+        "Mean gain over the datasets that have every epoch of a curve, on each task's own scale; only models that were "
+        "trained at two sizes in one way."
     )
+    if not all(row["same_datasets"] for row in rows):
+        caption += " Not all curves that are compared are over the same datasets: same_datasets in the CSV says which."
     data = pa.Table.from_pylist(rows, table.schema.remove_metadata())
     code = lines_code(
         name, "epoch", "gain", 'hue="model", style="size", col="task", col_wrap=4, facet_kws={"sharey": False}'
@@ -148,22 +150,22 @@ def _setting(row: Row) -> str:
     return ", ".join(str(part) for part in (size, row["method"], row["schedule"]) if part)
 
 
+def _kind(row: Row) -> tuple[Any, ...]:
+    """What curves must share beside the model to be compared over sizes."""
+    return tuple(row[name] for name in ("model", "method", "learning_rate", "schedule", "epochs"))
+
+
 def _comparable(rows: list[Row]) -> list[Row]:
-    """Rows of the (model, method, schedule) with two sizes or more that have two epochs or more."""
+    """Rows of curves with two epochs or more, of models and settings that have two such sizes or more."""
+    known = [row for row in rows if row["gain"] is not None]
     epochs: dict[tuple[Any, ...], set[int]] = defaultdict(set)
-    for row in rows:
-        epochs[row["model"], row["method"], row["schedule"], row["size"]].add(row["epoch"])
+    for row in known:
+        epochs[(*_kind(row), row["size"])].add(row["epoch"])
     curves = {key for key, found in epochs.items() if len(found) > 1}
     sizes: dict[tuple[Any, ...], set[Any]] = defaultdict(set)
-    for *setting, size in curves:
-        sizes[tuple(setting)].add(size)
-    return [
-        row
-        for row in rows
-        if row["gain"] is not None
-        and (row["model"], row["method"], row["schedule"], row["size"]) in curves
-        and len(sizes[row["model"], row["method"], row["schedule"]]) > 1
-    ]
+    for key in curves:
+        sizes[key[:-1]].add(key[-1])
+    return [row for row in known if (*_kind(row), row["size"]) in curves and len(sizes[_kind(row)]) > 1]
 
 
 def _size_lines(axes: Axes, rows: list[Row], colour: dict[str, Any], style: dict[str, str]) -> Dots:
@@ -176,4 +178,4 @@ def _size_lines(axes: Axes, rows: list[Row], colour: dict[str, Any], style: dict
         x, y = [row["epoch"] for row in points], [row["gain"] for row in points]
         axes.plot(x, y, color=colour[model], linestyle=style[setting], marker="o", markersize=2.5)
         dots += [(a, b, f"{model}, {setting}, epoch {a}: {b + 0.0:+.3f}") for a, b in zip(x, y, strict=True)]
-    return Dots(axes, *zip(*dots, strict=True))  # type: ignore[arg-type]  # three columns of one length
+    return dots_of(axes, dots)

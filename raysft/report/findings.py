@@ -21,6 +21,12 @@ from raysft.study.variants import trial_variants, with_variants
 _NOT_DRAWN = ("weight_change", "intrinsic_dimension", "log_likelihood", "weight_sketches", "examples")
 _NOT_DRAWN_OF_STUDY = ("update_similarity", "map_distances")
 
+STUDIED = {
+    **EXPECTED_TABLES,
+    **{name: schema for name, schema in STUDY_TABLES.items() if name not in _NOT_DRAWN_OF_STUDY},
+}
+"""The tables of a study that a report is drawn from."""
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -31,9 +37,17 @@ class Findings:
 
     @cached_property
     def trials(self) -> pa.Table:
-        """The planned fine-tunings, with their variant."""
+        """The planned fine-tunings, with their variant; of released scores those that are studied."""
         tuned = self.sweep["trials"].filter(pc.is_valid(self.sweep["trials"]["trial"]))
+        if not self.stated:
+            tuned = tuned.filter(pc.is_in(tuned["trial"], value_set=pc.unique(self.study["gains"]["trial"])))
         return with_variants(tuned, trial_variants(tuned))
+
+    @cached_property
+    def stated(self) -> bool:
+        """Whether it is known which fine-tunings are done; of released scores it is not."""
+        trials = self.sweep["trials"]
+        return bool(pc.count(trials["state"]).as_py()) or not trials.num_rows
 
     @cached_property
     def training(self) -> pa.Table:
@@ -70,5 +84,4 @@ def read_findings(tables: Path, study: Path) -> Findings:
         ValueError: one of them is not a folder.
     """
     sweep = {name: schema for name, schema in SWEEP_TABLES.items() if name not in _NOT_DRAWN}
-    studied = {name: schema for name, schema in STUDY_TABLES.items() if name not in _NOT_DRAWN_OF_STUDY}
-    return Findings(read_tables(tables, sweep), read_tables(study / "tables", {**EXPECTED_TABLES, **studied}))
+    return Findings(read_tables(tables, sweep), read_tables(study / "tables", STUDIED))

@@ -15,6 +15,7 @@ from raysft.report.hover import Cells, signed
 from raysft.report.overlap import MARKED, marked_pairs
 from raysft.report.plot import OUTLINE, Absent, Plot, extent, heat, heat_panels
 from raysft.report.redraw import heat_code
+from raysft.study.association import constant
 from raysft.study.matching import matches
 from raysft.study.matrix import Matrix, pivot
 from raysft.study.tables import Reals, real_array, reals
@@ -99,15 +100,13 @@ def minmax_matrix(findings: Findings, variant: str) -> Plot | Absent:
 
 def minmax(values: Reals) -> Reals:
     """Each column, shape (rows,), from -1 to 1; NaN where it is missing or does not vary."""
-    known = np.where(np.isfinite(values), values, np.nan)
-    low, high = (
-        np.array([how(column[np.isfinite(column)], initial=start) for column in known.T])
-        for how, start in ((np.min, np.inf), (np.max, -np.inf))
-    )
-    spread = high - low
-    varies = np.isfinite(spread) & (spread > 1e-12 * np.maximum(np.abs(high), np.abs(low)))
-    centre, half = np.where(varies, (high + low) / 2, np.nan), np.where(varies, spread / 2, np.nan)
-    return np.asarray((known - centre) / half, dtype=np.float64)
+    scaled = np.full_like(values, np.nan)
+    for at, column in enumerate(values.T):
+        known = np.isfinite(column)
+        if not constant(column[known]):
+            low, high = column[known].min(), column[known].max()
+            scaled[known, at] = 2 * (column[known] - low) / (high - low) - 1
+    return scaled
 
 
 def _one_heat(matrix: Matrix, colours: Reals, scale: float, printed: np.ndarray) -> tuple[Any, Axes]:
@@ -139,7 +138,7 @@ def _printed(values: Reals, z: Reals, shared: np.ndarray) -> np.ndarray:
 
 
 def _outline_matching(axes: Axes, matrix: Matrix) -> None:
-    look = {"fill": False, "edgecolor": OUTLINE, "linewidth": 1.4, "clip_on": False}
+    look: dict[str, Any] = {"fill": False, "edgecolor": OUTLINE, "linewidth": 1.4, "clip_on": False}
     for row, dataset in enumerate(matrix.rows):
         for column, task in enumerate(matrix.columns):
             if matches(dataset, task):

@@ -46,6 +46,11 @@ class Dots:
         return len(self.texts)
 
 
+def dots_of(axes: Axes, points: Sequence[tuple[float, float, str]]) -> Dots:
+    """Points as (x, y, text)."""
+    return Dots(axes, [x for x, _, _ in points], [y for _, y, _ in points], [text for _, _, text in points])
+
+
 def signed(values: np.ndarray, digits: int = 3, unit: str = "") -> list[list[str]]:
     """A matrix as texts: `+0.125`, and empty where there is no number. Adding zero turns -0.0 into 0.0."""
     return [[f"{round(v, digits) + 0.0:+.{digits}f}{unit}" if np.isfinite(v) else "" for v in row] for row in values]
@@ -53,7 +58,8 @@ def signed(values: np.ndarray, digits: int = 3, unit: str = "") -> list[list[str
 
 def regions(hovers: Iterable[Cells | Dots]) -> list[dict[str, Any]]:
     """Regions for the page's script, in the SVG's own units (points from the top left), once the layout is settled."""
-    return [_cells(hover) if isinstance(hover, Cells) else _dots(hover) for hover in hovers if _fits(hover)]
+    shown = [hover for hover in hovers if hover.count and _fits(hover)]
+    return [_cells(hover) if isinstance(hover, Cells) else _dots(hover) for hover in shown]
 
 
 def too_many(hovers: Iterable[Cells | Dots]) -> bool:
@@ -89,7 +95,8 @@ def _box(axes: Axes) -> list[float]:
 
 
 def _on_svg(axes: Axes, pixels: np.ndarray) -> np.ndarray:
-    figure = axes.figure
+    figure = axes.get_figure(root=True)
+    assert figure is not None
     points = pixels * _POINTS_PER_INCH / figure.dpi
     points[:, 1] = figure.get_figheight() * _POINTS_PER_INCH - points[:, 1]
     return points

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
+_WIDEST = 30
 MOST_ROWS = 500
 """Rows of a table on the page; the CSV holds all of them."""
 
@@ -24,7 +26,7 @@ class Listing:
     """A table of the page: `data` is also written as CSV under `name`; `empty` is said where it has no rows.
 
     `badge` is a column of few words that are shown as badges; a `stacked` table has long texts, and on a narrow screen
-    stands below itself instead of scrolling.
+    stands below itself instead of scrolling. `hidden` columns are in the CSV only.
     """
 
     name: str
@@ -34,15 +36,20 @@ class Listing:
     about: str = ""
     badge: str | None = None
     stacked: bool = False
+    hidden: tuple[str, ...] = ()
+
+    @property
+    def shown(self) -> pa.Table:
+        """What stands on the page: the first `MOST_ROWS` rows, without the hidden columns."""
+        return self.data.drop_columns(list(self.hidden)).slice(0, MOST_ROWS)
 
     @property
     def header(self) -> list[str]:
-        return [name.replace("_", " ") for name in self.data.column_names]
+        return [name.replace("_", " ") for name in self.shown.column_names]
 
     @property
     def rows(self) -> list[list[Cell]]:
-        """The first `MOST_ROWS` rows."""
-        return [[_cell(value) for value in row.values()] for row in self.data.slice(0, MOST_ROWS).to_pylist()]
+        return [[_cell(value) for value in row.values()] for row in self.shown.to_pylist()]
 
     @property
     def more(self) -> int:
@@ -50,11 +57,18 @@ class Listing:
 
     @property
     def numeric(self) -> list[bool]:
-        return [pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in self.data.schema.types]
+        return [pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in self.shown.schema.types]
+
+    @property
+    def widths(self) -> list[int]:
+        """For each column of text its longest word in letters, at most 30: what it should be wide enough for."""
+        texts = [column.to_pylist() if pa.types.is_string(column.type) else [] for column in self.shown.columns]
+        words = [[len(word) for text in column if text for word in text.split()] for column in texts]
+        return [min(_WIDEST, max(found, default=0)) for found in words]
 
     @property
     def badged(self) -> list[bool]:
-        return [name == self.badge for name in self.data.column_names]
+        return [name == self.badge for name in self.shown.column_names]
 
 
 def _cell(value: Any) -> Cell:
@@ -63,12 +77,14 @@ def _cell(value: Any) -> Cell:
     if isinstance(value, bool):
         return Cell("yes" if value else "no")
     if isinstance(value, float):
-        return Cell(number(value), repr(value) if abs(value) != float("inf") else "")
+        return Cell(number(value), repr(value) if math.isfinite(value) else "")
     return Cell(f"{value:,}", str(value)) if isinstance(value, int) else Cell(str(value))
 
 
 def number(value: float) -> str:
-    """A number of a table: three decimals below 10, fewer above, and the small as powers of ten."""
-    if value and abs(value) < 0.001:
+    """A number of a table: three decimals below 10, fewer above, none if whole; the small as powers of ten."""
+    if value == round(value, 0):
+        return f"{value + 0.0:,.0f}"
+    if abs(value) < 0.001:
         return f"{value:.1e}"
     return f"{value:,.{3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0}f}"

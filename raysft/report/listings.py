@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -59,11 +60,12 @@ def costs(findings: Findings) -> Listing:
 def claims(findings: Findings) -> Listing:
     """What the paper found and what these tables say to it, the verdict first."""
     table = findings.study["claims"]
-    columns = ["verdict", "claim", "section", "statement", "numbers", "reason"]
-    shown = table.select([name for name in columns if name in table.column_names])
+    columns = ["verdict", "claim", "section", "statement", "reason", "criterion", "numbers"]
+    order = pa.array(np.argsort([VERDICTS.index(row) for row in table["verdict"].to_pylist()], kind="stable"))
+    shown = table.select(columns).take(order)
     about = "The criterion of each claim was fixed before its numbers were seen (docs/study.md)."
     empty = "No claim was tested: the study has no table of them."
-    return Listing("claims", "Claims of the paper", empty, shown, about, badge="verdict", stacked=True)
+    return Listing("claims", "Claims of the paper", empty, shown, about, "verdict", True, hidden=("numbers",))
 
 
 def verdicts(findings: Findings) -> str:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from raysft.report.findings import Findings
-from raysft.report.hover import Dots
+from raysft.report.hover import Dots, dots_of
 from raysft.report.plot import (
     INK,
     MOST_DRAWN,
@@ -125,7 +125,7 @@ def _points(axes: Axes, rows: list[Row], axis: str, colour: dict[Any, Any], sign
 def _by_epoch(figure: Figure, axes: Axes, rows: list[Row]) -> None:
     last = max(row["epoch"] for row in rows)
     x, y, epoch = zip(*((row["x"], row["y"], row["epoch"]) for row in rows), strict=True)
-    look = {"cmap": "viridis", "norm": Normalize(1, last), "rasterized": len(rows) > MOST_DRAWN}
+    look: dict[str, Any] = {"cmap": "viridis", "norm": Normalize(1, last), "rasterized": len(rows) > MOST_DRAWN}
     drawn = axes.scatter(x, y, c=epoch, s=26, edgecolor=PAPER, linewidth=0.4, zorder=3, **look)
     bar = figure.colorbar(drawn, ax=axes, shrink=0.7, pad=0.02, label="epoch")
     bar.locator = mpl.ticker.MaxNLocator(integer=True)
@@ -201,6 +201,9 @@ def trajectories(findings: Findings) -> Plot | Absent:
     steps = aggregate(table, ["trial"], ("epoch", "count")).to_pylist()
     several = {row["trial"] for row in steps if row["epoch_count"] > 1}
     rows = [row for row in table.to_pylist() if row["trial"] in several]
+    ways: dict[str, list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: (row["trial"], row["epoch"])):
+        ways[row["trial"]].append(row)
     if not rows:
         return Absent(name, title, "no trial has log-likelihoods at two epochs or more beside its start")
     measures = {"from_start": "distance from the start (2 KL, nats)", "straightness": "straightness"}
@@ -208,18 +211,18 @@ def trajectories(findings: Findings) -> Plot | Absent:
     colour, hover = model_colours(findings.names("model")), []
     for panel, (measure, label) in zip(axes.ravel(), measures.items(), strict=True):
         dots: list[tuple[float, float, str]] = []
-        for trial in sorted(several):
-            ours = sorted((row for row in rows if row["trial"] == trial), key=lambda row: row["epoch"])
+        for ours in ways.values():
             known = [(row["epoch"], row[measure]) for row in ours if row[measure] is not None]
             if known:
                 x, y = zip(*known, strict=True)
-                panel.plot(x, y, color=colour[ours[0]["model"]], marker="o", markersize=3, linewidth=1.1)
+                look = {"color": colour[ours[0]["model"]], "rasterized": len(rows) > MOST_DRAWN}
+                panel.plot(x, y, marker="o", markersize=3, linewidth=1.1, **look)
                 about = f"{ours[0]['model']}, {ours[0]['dataset']}, {ours[0]['variant']}"
                 dots += [(a, b, f"{about}, epoch {a}: {b:.3g}") for a, b in known]
         panel.set(xlabel="epoch", ylabel=label)
         panel.xaxis.get_major_locator().set_params(integer=True)
         if dots:
-            hover.append(Dots(panel, *zip(*dots, strict=True)))  # type: ignore[arg-type]  # columns of one length
+            hover.append(dots_of(panel, dots))
     axes.ravel()[1].set_ylim(0, 1.05)
     drawn = {row["model"] for row in rows}
     legend(figure, model=[key_line(model, color=colour[model], linestyle="-") for model in sorted(drawn)])

@@ -42,7 +42,10 @@ def _training(findings: Findings, spec: Sweep | None) -> Iterator[str]:
     trials = findings.trials
     done = trials.filter(pc.is_in(trials["state"], pa.array(["done", "diverged"])))
     models, datasets = (_names(trials, axis) for axis in ("model", "dataset"))
-    yield f"{trials.num_rows:,} fine-tunings were planned and {done.num_rows:,} are done:"
+    if findings.stated:
+        yield f"{trials.num_rows:,} fine-tunings were planned and {done.num_rows:,} are done:"
+    else:
+        yield f"Scores of {trials.num_rows:,} fine-tunings, as they were released:"
     yield f"{_counted(models, 'base model')} ({_listed(models)}) and {_counted(datasets, 'training set')} "
     yield f"({_listed(datasets)}), in {_counted(findings.variants, 'variant')} ({_listed(findings.variants)})."
     for method in _names(trials, "method"):
@@ -122,7 +125,10 @@ def _measures(findings: Findings) -> Iterator[str]:
         scales: dict[str, list[int]] = {}
         for row in used:
             scales.setdefault(row["estimator"], []).append(row["scale"])
-        estimators = [f"{name} (k = {', '.join(map(str, found))})" for name, found in sorted(scales.items())]
+        estimators = [
+            f"{name} (k = {', '.join(map(str, found))})" if any(found) else name.replace("_", " ")
+            for name, found in sorted(scales.items())
+        ]
         size = f"{n[0]:,}" if len(n) == 1 else f"{n[0]:,} to {n[-1]:,}"
         yield f"Intrinsic dimension: {_listed(estimators)}, on N = {size} texts, the same before and after."
     placed = findings.study["map"].to_pylist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+from matplotlib.figure import Figure
 
 from raysft.report.findings import Findings
 from raysft.report.gain_figures import MINMAX_CAPTION, minmax
@@ -48,7 +49,7 @@ def _of(part: pa.Table, whole: Matrix, published: bool) -> Matrix:
     return Matrix(whole.rows, whole.columns, minmax(values) if published else values)
 
 
-def _panels(matrices: dict[str, Matrix], whole: Matrix, scale: float, label: str) -> tuple[object, tuple[Cells, ...]]:
+def _panels(matrices: dict[str, Matrix], whole: Matrix, scale: float, label: str) -> tuple[Figure, tuple[Cells, ...]]:
     across = min(_ACROSS, len(matrices))
     down = -(-len(matrices) // across)
     figure, axes = heat_panels((down, across), (whole.rows, whole.columns), cell=(0.26, 0.24), beside=1.0)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from raysft.report.findings import Findings
-from raysft.report.hover import Dots
+from raysft.report.hover import dots_of
 from raysft.report.listing import number
 from raysft.report.plot import INK, NEUTRAL, PAPER, Absent, Plot, panels, short
 from raysft.report.redraw import plain_code
-from raysft.study.tables import real_array
 
 _CLEAR = 0.05
 
@@ -21,19 +20,17 @@ def methods_compared(findings: Findings) -> Plot | Absent:
     rows = [row for row in table.to_pylist() if row["mean_difference"] is not None]
     if not rows:
         return Absent(name, title, "no two kinds of fine-tuning were measured on the same models and datasets")
-    gains = findings.study["gains"]
-    scale = dict(zip(gains["task"].to_pylist(), gains["scale"].to_pylist(), strict=True))
     tasks = sorted({row["task"] for row in rows}, reverse=True)
-    pairs = sorted({(row["first"] or "full", row["second"] or "lora") for row in rows})
+    pairs = sorted({(row["first"], row["second"]) for row in rows})
     figure, axes = panels(1, len(pairs), 4.6, 1.1 + 0.3 * len(tasks), sharey=True)
     hover = []
     for panel, pair in zip(axes[0], pairs, strict=True):
         dots = []
         panel.axvline(0, color=NEUTRAL, linewidth=1)
         for row in rows:
-            if (row["first"] or "full", row["second"] or "lora") != pair:
+            if (row["first"], row["second"]) != pair:
                 continue
-            y, by = tasks.index(row["task"]), scale.get(row["task"]) or 1.0
+            y, by = tasks.index(row["task"]), row["scale"] or 1.0
             clear = row["q"] is not None and row["q"] < _CLEAR
             if row["low"] is not None and row["high"] is not None:
                 panel.plot([row["low"] / by, row["high"] / by], [y, y], color=INK, linewidth=1.3)
@@ -43,13 +40,11 @@ def methods_compared(findings: Findings) -> Plot | Absent:
         panel.set_yticks(range(len(tasks)), [short(task) for task in tasks])
         panel.set(title=short(f"{pair[0]} - {pair[1]}"), xlabel="difference of gains (share of the scale)")
         panel.set_ylim(-0.6, len(tasks) - 0.4)
-        hover.append(Dots(panel, *zip(*dots, strict=True)))  # type: ignore[arg-type]  # three columns of one length
+        panel.xaxis.set_major_locator(MaxNLocator(5))
+        hover.append(dots_of(panel, dots))
     caption = (
         "Mean difference of gains of pairs that agree in all but the method, with its 95% interval, errors clustered "
         f"by model and by dataset; right of zero the first is ahead. Filled: q < {_CLEAR} over the tasks."
-    )
-    data = table.append_column(
-        "scale", real_array(np.array([scale.get(task) or 1.0 for task in table["task"].to_pylist()]))
     )
     code = plain_code(
         name,
@@ -62,7 +57,7 @@ def methods_compared(findings: Findings) -> Plot | Absent:
         plt.legend()
         """,
     )
-    return Plot(name, title, caption, figure, data, (), code, tuple(hover))
+    return Plot(name, title, caption, figure, table, (), code, tuple(hover))
 
 
 def _said(row: dict[str, float]) -> str:

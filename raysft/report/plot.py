@@ -194,11 +194,16 @@ def key_line(label: str, **style: Any) -> Line2D:
 def legend(figure: Figure, **groups: Sequence[Line2D]) -> None:
     """One legend right of the figure: the groups below each other, each under its name, in columns where it is long."""
     shown = {name: entries for name, entries in groups.items() if entries}
-    entries = [
-        entry for name, group in shown.items() for entry in (Line2D([], [], linestyle="none", label=name), *group)
-    ]
-    rows = max(1, int(figure.get_figheight() * _LEGEND_ROWS_PER_INCH))
-    columns = -(-len(entries) // rows)
+    total = sum(1 + len(entries) for entries in shown.values())
+    columns = -(-total // max(1, int(figure.get_figheight() * _LEGEND_ROWS_PER_INCH)))
+    rows = -(-total // columns) if columns else 0
+    entries: list[Line2D] = []
+    for name, group in shown.items():
+        # A name at the foot of a column would stand apart from what it names.
+        entries += [key_line("")] if len(entries) % rows == rows - 1 and columns > 1 else []
+        entries += [Line2D([], [], linestyle="none", label=name), *group]
+    columns = -(-len(entries) // rows) if rows else 1
+    entries += [key_line("")] * (columns * rows - len(entries))
     # The panels keep their size: the figure grows by what the legend takes.
     longest = max((len(str(entry.get_label())) for entry in entries), default=0)
     figure.set_figwidth(figure.get_figwidth() + columns * (0.6 + _INCHES_PER_LETTER * longest))
@@ -231,7 +236,7 @@ def heat(axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[
     axes.set_facecolor(MISSING)
     axes.grid(False)
     look = {"cmap": DIVERGING, "linewidths": 0.8, "linecolor": PAPER, **options}
-    if max(len(rows), len(columns)) > MOST_LINED:
+    if max(values.shape) > MOST_LINED:
         look |= {"linewidths": 0.0, "rasterized": True}
     # Left to itself seaborn draws the whole figure to see whether names overlap.
     look |= {"xticklabels": False, "yticklabels": False}

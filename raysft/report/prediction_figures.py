@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from raysft.report.findings import Findings
-from raysft.report.hover import Dots
+from raysft.report.hover import Dots, dots_of
 from raysft.report.plot import (
     GAIN,
     INK,
@@ -20,11 +20,14 @@ from raysft.report.plot import (
     panels,
     short,
 )
+from raysft.report.predictor_figures import FAMILIES, main_parts
 from raysft.report.redraw import plain_code
 from raysft.study.cells import SCOPES
 
 Row = dict[str, Any]
 _OTHERS = "mean of the others"
+# Beside the one of all together. A sweep may have dozens of properties, and the CSV has each of them.
+_SHOWN = frozenset({_OTHERS, "similarity", "base score", *(name for _, names in FAMILIES.values() for name in names)})
 _LOWEST = -1.0  # of an R2 that is drawn where it belongs: far below zero one bad prediction is as bad as another
 
 
@@ -33,12 +36,13 @@ def prediction(findings: Findings) -> Plot | Absent:
     name, title = "prediction", "Gains that can be predicted"
     table = findings.study["prediction"]
     rows = [row for row in table.to_pylist() if row["r2"] is not None and row["baseline_r2"] is not None]
-    rows = _main_target(rows)
+    rows = _main_target(rows, findings)
     if not rows:
         reasons = sorted(set(table["reason"].to_pylist()) - {None}) if "reason" in table.column_names else []
         return Absent(name, title, f"no gain could be held out and predicted ({reasons[0] if reasons else 'too few'})")
     splits = sorted({row["split"] for row in rows}, reverse=True)
     variants = sorted({row["variant"] or "" for row in rows})
+    rows = [row for row in rows if row["predictors"] in _SHOWN or " + " in row["predictors"]]
     labels = sorted({_label(row) for row in rows if row["predictors"] != _OTHERS}, reverse=True) or [_OTHERS]
     width = 3.4 + 0.05 * max(len(short(label)) for label in labels) / len(splits)
     figure, axes = panels(len(variants), len(splits), width, 1.0 + 0.27 * len(labels), sharex=True, sharey=True)
@@ -52,7 +56,7 @@ def prediction(findings: Findings) -> Plot | Absent:
     for panel in axes[-1]:
         panel.set_xlabel("R² of held-out gains")
     keys = [
-        key_line("better than the mean of the others", color=GAIN, marker="o"),
+        key_line("beats the mean of the others", color=GAIN, marker="o"),
         key_line("worse", color=LOSS, marker="o"),
         key_line(_OTHERS, color=INK, marker="|", markersize=11, markeredgewidth=2),
     ]
@@ -60,7 +64,8 @@ def prediction(findings: Findings) -> Plot | Absent:
     caption = (
         "Each model, then each dataset, is held out in turn. Alone: by the predictors; added: the mean of the others, "
         "corrected by them. Filled: the 95% interval of the skill over the mean of the others is above zero. Below "
-        f"{_LOWEST:.0f} is drawn at {_LOWEST:.0f}."
+        f"{_LOWEST:.0f} is drawn at {_LOWEST:.0f}. Gains over {_targets(rows)}; further predictors and targets are in "
+        "the CSV."
     )
     body = """
     labels = table["predictors"].str.slice(0, 60) + ", " + table["form"] + ", " + table["target"]
@@ -70,13 +75,17 @@ def prediction(findings: Findings) -> Plot | Absent:
     return Plot(name, title, caption, figure, table, (), plain_code(name, body), tuple(hover))
 
 
-def _main_target(rows: list[Row]) -> list[Row]:
-    """For each variant the gains over matching tasks, or over all where no name matches."""
-    targets = {row["variant"]: set[str]() for row in rows}
-    for row in rows:
-        targets[row["variant"]].add(row["target"])
-    main = {variant: "matching" if "matching" in found else "all" for variant, found in targets.items()}
-    return [row for row in rows if row["target"] == main[row["variant"]]]
+def _main_target(rows: list[Row], findings: Findings) -> list[Row]:
+    """For each variant the gains over its main choice of tasks, or over all where those could not be predicted."""
+    wanted = {part.variant: part.scope for part in main_parts(findings)}
+    there = {(row["variant"], row["target"]) for row in rows}
+    main = {variant: scope if (variant, scope) in there else "all" for variant, scope in wanted.items()}
+    return [row for row in rows if row["target"] == main.get(row["variant"], "all")]
+
+
+def _targets(rows: list[Row]) -> str:
+    scopes = sorted({row["target"] for row in rows})
+    return " and ".join(f"{scope} tasks" for scope in scopes)
 
 
 def _label(row: Row) -> str:
@@ -95,13 +104,16 @@ def _bars(panel: Any, rows: list[Row], labels: list[str]) -> list[Dots]:
         r2, base = (max(_LOWEST, row[column]) for column in ("r2", "baseline_r2"))
         tone = GAIN if row["r2"] > row["baseline_r2"] else LOSS
         clear = row.get("skill_low") is not None and row["skill_low"] > 0
-        panel.plot([base, r2], [y, y], color=tone, linewidth=1.2)
         panel.plot(base, y, marker="|", markersize=11, markeredgewidth=2, color=INK)
+        dots.append((base, float(y), f"mean of the others: R² {row['baseline_r2']:.3f}"))
+        if row["predictors"] == _OTHERS:
+            continue
+        panel.plot([base, r2], [y, y], color=tone, linewidth=1.2)
         panel.plot(r2, y, marker="o", markersize=6, color=tone, markerfacecolor=tone if clear else PAPER)
         dots.append((r2, float(y), _said(row)))
     panel.set_yticks(range(len(labels)), [short(label) for label in labels])
     panel.set(xlim=(_LOWEST - 0.05, 1.05), ylim=(-0.6, len(labels) - 0.4))
-    return [Dots(panel, *zip(*dots, strict=True))] if dots else []  # type: ignore[arg-type]  # columns of one length
+    return [dots_of(panel, dots)] if dots else []
 
 
 def _said(row: Row) -> str:
@@ -138,7 +150,7 @@ def noise_ceilings(findings: Findings) -> Plot | Absent:
         panel.set_yticks(range(len(labels)), [short(label) for label in labels])
         panel.set(xlabel="largest possible |r|", xlim=(-0.03, 1.03), ylim=(-0.6, len(labels) - 0.4))
         panel.set_title("plain" if effect == "none" else "given model and dataset")
-        hover.append(Dots(panel, *zip(*dots, strict=True)))  # type: ignore[arg-type]  # three columns of one length
+        hover.append(dots_of(panel, dots))
     legend(figure, variant=[key_line(variant, color=tone, marker="o") for variant, tone in colour.items()])
     caption = (
         "Root of 1 - noise / variance of the gains; noise from standard errors over items, or from seeds where that is "

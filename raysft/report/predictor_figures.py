@@ -47,7 +47,7 @@ def gain_against(findings: Findings, family: str) -> Plot | Absent:
     name, title = f"gain_against_{family}", f"{heading} and gain"
     measured = dataset_properties(findings.sweep["data_properties"])
     shown = [member for member in members if member in measured][:_MOST_SHOWN]
-    parts = _main_parts(findings)
+    parts = main_parts(findings)
     if not shown or not parts:
         return Absent(name, title, f"no {family} of the data was measured" if parts else "no checkpoint was measured")
     figure, axes = panels(len(parts), len(shown), 3.7, 2.8, sharey="row", sharex="col")
@@ -108,13 +108,15 @@ def gain_against_similarity(findings: Findings) -> Plot | Absent:
     return Plot(name, title, caption, figure, _table(points), numbers, code, tuple(hover))
 
 
-def _main_parts(findings: Findings) -> list[Slice]:
-    """For each variant the matching tasks, or all tasks where no name matches."""
-    chosen: dict[str, Slice] = {}
-    for part in slices(gain_cells(findings.study["gains"])):
-        if part.scope == "matching" or (part.scope == "all" and part.variant not in chosen):
-            chosen[part.variant] = part
-    return [chosen[variant] for variant in sorted(chosen)]
+def main_parts(findings: Findings) -> list[Slice]:
+    """For each variant the matching tasks where at least half of its datasets have one, and all tasks elsewhere."""
+    parts = {(part.variant, part.scope): part for part in slices(gain_cells(findings.study["gains"]))}
+    chosen = []
+    for variant in sorted({variant for variant, scope in parts if scope == "all"}):
+        every, matching = parts[variant, "all"], parts.get((variant, "matching"))
+        datasets = [{cell.dataset for cell in part.cells} for part in (every, matching) if part is not None]
+        chosen.append(matching if matching is not None and 2 * len(datasets[1]) >= len(datasets[0]) else every)
+    return chosen
 
 
 def _points(part: Slice, member: str, values: dict[tuple[str, str], float]) -> list[dict[str, Any]]:

@@ -104,7 +104,12 @@ def matrices_compared(findings: Findings) -> Plot | Absent:
         panel.plot([0, row["r"]], [y, y], color=NEUTRAL, linewidth=1.2)
         panel.plot(row["r"], y, marker="o", markersize=6, color=INK, markerfacecolor=INK if clear else PAPER)
     panel.set_yticks(range(len(rows)), labels)
-    panel.set(xlabel="r of the lower triangles", xlim=(-1.05, 1.05), ylim=(-0.6, len(rows) - 0.4))
+    panel.set(
+        xlabel="r of the lower triangles",
+        xlim=(-1.05, 1.05),
+        ylim=(-0.6, len(rows) - 0.4),
+        xticks=(-1, -0.5, 0, 0.5, 1),
+    )
     texts = [
         f"{row['a']} and {row['b']}\nr = {row['r']:+.3f}, Spearman {_or_none(row['spearman'])}, n = {row['n']}, "
         f"p = {_or_none(row['p'])}, q = {_or_none(row['q'])}"

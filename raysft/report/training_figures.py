@@ -11,7 +11,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.ticker import MaxNLocator
 
 from raysft.report.findings import Findings
-from raysft.report.hover import Cells, Dots
+from raysft.report.hover import Cells, dots_of
 from raysft.report.plot import (
     Absent,
     Plot,
@@ -27,8 +27,8 @@ from raysft.report.plot import (
 from raysft.report.redraw import heat_code, lines_code, plain_code
 from raysft.study.tables import aggregate
 
-_STATES = ("done", "missing", "diverged", "failed")
-_STATE_COLOURS = ("#0b6e8b", "#cfd6de", "#e0a458", "#b5471c")
+_STATES = ("done", "unknown", "missing", "diverged", "failed")
+_STATE_COLOURS = ("#0b6e8b", "#8fb8c4", "#cfd6de", "#e0a458", "#b5471c")
 _MOST_COLUMNS = 4
 _MOST_SIDE_BY_SIDE = 3
 
@@ -53,9 +53,12 @@ def coverage(findings: Findings) -> Plot | Absent:
         heat(panel, worst, models, datasets, annot=counts, fmt="", annot_kws={"size": 8}, **options)
         panel.set_title(short(variant))
         panel.tick_params(labelbottom=True, labelsize=8)
-        said = [[f"{done} done ({variant})" if done else "" for done in row] for row in counts]
+        said = [
+            [f"{done}{' done' if '/' in done else ''} ({variant})" if done else "" for done in row] for row in counts
+        ]
         hover.append(Cells(panel, models, datasets, said))
-    squares = zip(_STATES, _STATE_COLOURS, strict=True)
+    there = {row["state"] or "unknown" for row in rows}
+    squares = [pair for pair in zip(_STATES, _STATE_COLOURS, strict=True) if pair[0] in there]
     legend(figure, state=[key_line(state, color=colour, marker="s", markersize=9) for state, colour in squares])
     caption = "Fine-tunings done out of those planned, over seeds; the colour is the worst state among them."
     body = """
@@ -106,15 +109,21 @@ def scores_measured(findings: Findings) -> Plot | Absent:
 
 
 def _states(rows: list[dict[str, Any]], models: list[str], datasets: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The index in `_STATES` of each cell's worst trial, NaN where none was planned, and its `done/planned`."""
+    """The index in `_STATES` of each cell's worst trial, NaN where none was planned, and its `done/planned`.
+
+    Where no state is known the text says only how many there are.
+    """
     count = np.zeros((len(_STATES), len(models), len(datasets)), dtype=int)
     for row in rows:
-        at = _STATES.index(row["state"]), models.index(row["model"]), datasets.index(row["dataset"])
+        # Released scores come without a state: their checkpoints are there, or were.
+        at = _STATES.index(row["state"] or "unknown"), models.index(row["model"]), datasets.index(row["dataset"])
         count[at] += row["trial_count"]
     planned = count.sum(axis=0)
     last = len(_STATES) - 1
     worst = np.where(planned > 0, last - (count[::-1] > 0).argmax(axis=0), np.nan)
-    labels = [f"{done}/{total}" if total else "" for done, total in zip(count[0].ravel(), planned.ravel(), strict=True)]
+    places = zip(count[0].ravel(), count[_STATES.index("unknown")].ravel(), planned.ravel(), strict=True)
+    labels = [f"{total}" if total == unknown else f"{done}/{total}" for done, unknown, total in places]
+    labels = [label if label != "0" else "" for label in labels]
     return worst, np.array(labels, dtype=object).reshape(planned.shape)
 
 
@@ -137,7 +146,7 @@ def training_loss(findings: Findings) -> Plot | Absent:
         for (model, variant), points in _curves(shown, dataset).items():
             panel.plot(*points, color=colour[model], linestyle=style[variant], marker="o", markersize=3)
             dots += [(a, b, f"{model}, {variant}, epoch {a}: {b:.3f}") for a, b in zip(*points, strict=True)]
-        hover.append(Dots(panel, *zip(*dots, strict=True)))  # type: ignore[arg-type]  # three columns of one length
+        hover.append(dots_of(panel, dots))
         panel.set(title=short(dataset), xlabel="epoch")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     for panel in axes[:, 0]:

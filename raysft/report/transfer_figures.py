@@ -10,6 +10,7 @@ from raysft.report.findings import Findings
 from raysft.report.hover import Dots
 from raysft.report.languages import ENGLISH, language_families
 from raysft.report.plot import (
+    MOST_DRAWN,
     NEUTRAL,
     PAPER,
     Absent,
@@ -51,7 +52,7 @@ def cross_lingual(findings: Findings) -> Plot | Absent:
         panel.axline((0, 0), slope=1, color=NEUTRAL, linewidth=1, linestyle=":")
         for point, a, b in zip(ours, x, y, strict=True):
             look = {"color": colour[point["dataset"]], "marker": marker[point["model"]], "markersize": 5.5}
-            panel.plot(a, b, markeredgecolor=PAPER, markeredgewidth=0.4, **look)
+            panel.plot(a, b, markeredgecolor=PAPER, markeredgewidth=0.4, rasterized=len(points) > MOST_DRAWN, **look)
         panel.set(title=f"{ENGLISH} to {ours[0]['language']}", xlabel=f"gain on {short(pair[0])}")
         panel.set_ylabel(f"gain on {short(pair[1])}")
         hover.append(Dots(panel, x, y, [_said(point) for point in ours]))

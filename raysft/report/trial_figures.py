@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
-from matplotlib.colors import ListedColormap, to_rgba
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from raysft.report.findings import Findings
-from raysft.report.hover import Cells, Dots, signed
+from raysft.report.hover import Cells, dots_of, signed
 from raysft.report.plot import (
     NEUTRAL,
     Absent,
@@ -29,7 +33,7 @@ from raysft.study.matrix import Matrix, pivot
 from raysft.study.similarity import cluster
 
 _MOST_TRIALS = 2000  # of which the correlations are 32 MB
-_MOST_NAMED = 48
+_MOST_NAMED = 24
 _VECTOR = ("model", "dataset", "variant", "seed")
 
 
@@ -55,19 +59,11 @@ def trial_correlations(findings: Findings) -> Plot | Absent:
     names = [correlations.rows[at] for at in order]
     values = correlations.values[np.ix_(order, order)]
     shown = names if len(names) <= _MOST_NAMED else []
-    heat(panel, values, shown, shown, vmin=-1, vmax=1, cbar_ax=bar, cbar_kws={"label": "Pearson's r"}, rasterized=True)
-    panel.tick_params(labelleft=False, labelsize=6)
+    heat(panel, values, shown, shown, vmin=-1, vmax=1, cbar_ax=bar, cbar_kws={"label": "Pearson's r"}, linewidths=0)
+    panel.tick_params(labelleft=False, labelsize=7)
     colours = {"model": model_colours(findings.names("model")), "dataset": dataset_colours(findings.names("dataset"))}
     for column, (axis, tones) in enumerate(colours.items()):
-        strip = figure.add_subplot(grid[1, column])
-        found = [about[trial][column] for trial in names]
-        at = {label: place for place, label in enumerate(tones)}
-        cells = np.array([[at[label]] for label in found])
-        palette = ListedColormap([to_rgba(tone) for tone in tones.values()])
-        strip.imshow(cells, aspect="auto", cmap=palette, vmin=-0.5, vmax=len(at) - 0.5, interpolation="nearest")
-        strip.set(xticks=[], yticks=[])
-        strip.set_title(axis, fontsize=7, fontweight="normal", rotation=90, loc="center")
-        strip.spines[:].set_visible(False)
+        _strip(figure.add_subplot(grid[1, column]), axis, [tones[about[trial][column]] for trial in names])
     keys = {
         axis: [key_line(label, color=tone, marker="s", markersize=8) for label, tone in tones.items()]
         for axis, tones in colours.items()
@@ -82,6 +78,18 @@ def trial_correlations(findings: Findings) -> Plot | Absent:
     code = tree_code(name, 'table.set_index("fine_tuning").T.corr(min_periods=3)')
     data = _data(vectors, [vectors.rows.index(trial) for trial in names])
     return Plot(name, title, caption, figure, data, (), code, hover)
+
+
+def _strip(axes: Axes, title: str, colours: list[Any]) -> None:
+    """A column of colours, one for each row of the heat map beside it; neighbours of one colour are one shape."""
+    start = 0
+    for colour, run in groupby(colours):
+        length = len(list(run))
+        axes.add_patch(Rectangle((0, start), 1, length, facecolor=colour, linewidth=0))
+        start += length
+    axes.set(xlim=(0, 1), ylim=(start, 0), xticks=[], yticks=[])
+    axes.set_title(title, fontsize=7, fontweight="normal", rotation=90, loc="center")
+    axes.spines[:].set_visible(False)
 
 
 def _subjects(final: pa.Table, rows: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -143,5 +151,5 @@ def components(findings: Findings) -> Plot | Absent:
     legend(figure, gains=keys)
     caption = "Of the matrix of fine-tunings x tasks; fine-tunings that lack a task are left out. Dotted: 90%."
     code = lines_code(name, "component", "cumulative", 'hue="scaling"')
-    hover = (Dots(panel, *zip(*dots, strict=True)),)  # type: ignore[arg-type]  # three columns of one length
+    hover = (dots_of(panel, dots),)
     return Plot(name, title, caption, figure, table, tuple(numbers), code, hover)

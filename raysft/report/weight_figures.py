@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from matplotlib.axes import Axes
 
 from raysft.report.findings import Findings
-from raysft.report.hover import Cells, Dots, signed
+from raysft.report.hover import Cells, Dots, dots_of, signed
 from raysft.report.listing import number
 from raysft.report.plot import (
     GAIN,
@@ -42,6 +42,7 @@ _SCOPES = {"all": INK, "matching": GAIN, "other": LOSS}
 _CLEAR = 0.05
 _MIDDLE = 0.6  # where the paper finds weight change and gain to go together most
 _WRAP = 4
+_MOST_SAID = 6  # lines below a figure
 
 
 def weight_change(findings: Findings) -> Plot | Absent:
@@ -67,7 +68,7 @@ def weight_change(findings: Findings) -> Plot | Absent:
             dots += [(a, b, f"{model}, depth {a:.2f}: {b:.4g}") for a, b in zip(x, mean, strict=True)]
         panel.set(title=short(variant), xlabel=DEPTH)
         panel.set_ylim(bottom=0)
-        hover.append(Dots(panel, *zip(*dots, strict=True)))  # type: ignore[arg-type]  # three columns of one length
+        hover.append(dots_of(panel, dots))
     axes[0, 0].set_ylabel("relative change, ‖W′ − W‖ / ‖W‖")
     legend(figure, model=[key_line(model, color=tone, linestyle="-") for model, tone in colour.items()])
     caption = "All tensors of a layer pooled, at the last epoch. Line: mean over datasets and seeds; band: their range."
@@ -109,7 +110,7 @@ def weight_change_and_gain(findings: Findings) -> Plot | Absent:
                 panel.plot(row["depth"], row["r"], marker="o", color=tone, linestyle="none", **look)
             dots += [(row["depth"], row["r"], _tested(row)) for row in rows]
         panel.set(title=short(variant), xlabel=DEPTH, ylim=(-1.05, 1.05))
-        hover.append(Dots(panel, *zip(*dots, strict=True)))  # type: ignore[arg-type]  # three columns of one length
+        hover.append(dots_of(panel, dots))
     axes[0, 0].set_ylabel("correlation of change and gain")
     legend(
         figure,
@@ -139,7 +140,8 @@ def _tested(row: Row) -> str:
 
 
 def _strongest(shown: pa.Table) -> tuple[str, ...]:
-    rows = [row for row in shown.to_pylist() if row["strongest"] and row["p_max"] is not None]
+    tested = [row for row in shown.to_pylist() if row["strongest"] and row["p_max"] is not None]
+    rows = [row for row in tested if row["scope"] == "all" or row["p_max"] < _CLEAR]
     return tuple(_strongest_line(row) for row in rows)
 
 
@@ -209,19 +211,46 @@ def _dots(panel: Axes, points: list[Row]) -> Dots:
 
 
 def layer_similarity(findings: Findings) -> Plot | Absent:
-    """Models whose weights move at the same depths: correlations of their layer-wise profiles."""
-    name, title = "layer_similarity", "Models that move at the same depths"
+    """How alike the weight changes of every two models are at each depth: thin lines for pairs, their mean in bold."""
+    name, title = "layer_similarity", "Models that move the same layers"
     table = findings.study["layer_similarity"]
-    matrix = pivot(table, ["a"], "b", "r")
-    if len(matrix.rows) < 2 or not np.isfinite(matrix.values).any():
-        return Absent(name, title, "the weight changes of fewer than two models can be compared layer by layer")
-    figure, axes = heat_panels((1, 1), (matrix.rows, matrix.columns), cell=(0.5, 0.4), beside=1.1)
-    bars = {"label": "Pearson's r", "shrink": 0.9, "pad": 0.02}
-    options = {"annot": len(matrix.rows) <= 16, "fmt": ".2f", "annot_kws": {"size": 8}, "cbar_kws": bars}
-    heat(axes[0, 0], matrix.values, matrix.rows, matrix.columns, vmin=-1, vmax=1, **options)
-    caption = "Pearson's r of how far each layer moved, by depth."
-    hover = (Cells(axes[0, 0], matrix.rows, matrix.columns, signed(matrix.values)),)
-    return Plot(name, title, caption, figure, table, (), heat_code(name, "a", "b", "r"), hover)
+    below = pc.and_(pc.less(table["a"], table["b"]), pc.is_valid(table["r"]))
+    shown = table.filter(below)
+    layers = shown.filter(pc.is_valid(shown["depth"]))
+    if not layers.num_rows:
+        reasons = sorted(set(table["reason"].to_pylist()) - {None})
+        why = f" ({reasons[0]})" if reasons else ""
+        return Absent(name, title, f"the weight changes of no two models can be correlated layer by layer{why}")
+    variants = sorted(set(layers["variant"].to_pylist()))
+    figure, axes = wrapped(len(variants), 3.6, 3.1, sharey=True)
+    hover = []
+    for panel, variant in zip(axes.ravel(), variants, strict=False):
+        rows = select(layers, variant=variant).sort_by("depth").to_pylist()
+        panel.axhline(0, color=NEUTRAL, linewidth=1)
+        for pair in sorted({(row["a"], row["b"]) for row in rows}):
+            line = [(row["depth"], row["r"]) for row in rows if (row["a"], row["b"]) == pair]
+            panel.plot(*zip(*line, strict=True), color=NEUTRAL, linewidth=0.7, marker="o", markersize=2)
+        mean = aggregate(select(layers, variant=variant), ["depth"], ("r", "mean"))
+        panel.plot(mean["depth"].to_pylist(), mean["r_mean"].to_pylist(), color=GAIN, linewidth=2)
+        panel.set(title=short(variant), xlabel=DEPTH, ylim=(-1.05, 1.05))
+        hover.append(dots_of(panel, [(row["depth"], row["r"], _alike(row)) for row in rows]))
+    axes[0, 0].set_ylabel("r of weight changes over datasets")
+    legend(figure, r=[key_line("two models", linestyle="-"), key_line("mean", color=GAIN, linestyle="-")])
+    curves = shown.filter(pc.is_null(shown["depth"])).to_pylist()
+    numbers = tuple(
+        f"{row['variant']}, {row['a']} and {row['b']}: r = {row['r']:+.2f} of their curves" for row in curves
+    )
+    caption = (
+        "Pearson's r over datasets of how far two models moved at the same depth: whether the data that moves one of "
+        "them most there moves the other most."
+    )
+    few = numbers if len(numbers) <= _MOST_SAID else ()
+    code = lines_code(name, "depth", "r", 'hue="a", style="b", col="variant"')
+    return Plot(name, title, caption, figure, shown, few, code, tuple(hover))
+
+
+def _alike(row: Row) -> str:
+    return f"{row['a']} and {row['b']}, depth {row['depth']:.2f}: r = {row['r']:+.3f}, n = {row['n']}"
 
 
 def update_similarity(findings: Findings, kind: str) -> Plot | Absent:

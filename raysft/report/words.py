@@ -27,8 +27,16 @@ def headlines(findings: Findings) -> list[Headline]:
     lost, _ = counts.get("losses", (0, 0))
     beyond = f"beyond 3 standard errors in {elsewhere:,.0f} other cells"
     own = "gained beyond 3 standard errors on a task of their own skill"
+    trials = Headline(
+        f"{done:,.0f} / {planned:,.0f}", "fine-tunings done", f"{failed:,.0f} failed, {missing:,.0f} missing"
+    )
+    if not findings.stated:
+        bases = len(findings.names("model"))
+        trials = Headline(
+            f"{findings.trials.num_rows:,}", "fine-tunings", f"of {bases} base models, with released scores"
+        )
     return [
-        Headline(f"{done:,.0f} / {planned:,.0f}", "fine-tunings done", f"{failed:,.0f} failed, {missing:,.0f} missing"),
+        trials,
         Headline(
             f"{learned:,.0f} / {taught:,.0f}", "learned what they were taught", own, "good" if learned else "plain"
         ),
