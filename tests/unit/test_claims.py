@@ -76,6 +76,16 @@ def test_claims_are_decided_in_a_full_fine_tuning_unless_few_pairs_have_one() ->
     assert Evidence(other_variant(lora, "full", models=9)).variant == "lora"
 
 
+def test_two_models_say_nothing_of_models() -> None:
+    tables = PLANTED["LoRA same structure"][0](1)
+    pairs = grid(2, 10)
+    few = {**tables, "gains": gains(pairs, {"task": np.arange(20.0)})}
+    row = claim_table(few).to_pylist()[[claim.name for claim in CLAIMS_OF_THE_PAPER].index("LoRA same structure")]
+    assert (row["verdict"], row["reason"]) == (CANNOT_TELL, "2 models, 3 needed")
+    assert row["statement"]
+    assert BY_NAME["LoRA same structure"].test(Evidence(few)).verdict == SUPPORTED
+
+
 def test_a_claim_says_which_table_it_lacks() -> None:
     tables = data(1, 1.0)
     del tables["correlations"]
