@@ -12,7 +12,8 @@ from raysft.study.claims.schema import CLAIMS
 from raysft.study.claims.table import CLAIMS_OF_THE_PAPER, claim_table
 from raysft.study.claims.verdict import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, correlated, excludes, jackknife
 from raysft.study.schema import STUDY_TABLES
-from tests.unit.planted_studies import PLANTED, data, gains, grid, names, other_variant, places
+from tests.unit.planted_claims import PLANTED
+from tests.unit.planted_studies import data, gains, grid, names, other_variant, places
 
 pytestmark = pytest.mark.unit
 
