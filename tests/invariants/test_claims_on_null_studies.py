@@ -9,7 +9,8 @@ import pytest
 from raysft.study.claims.evidence import Evidence
 from raysft.study.claims.table import CLAIMS_OF_THE_PAPER, claim_table
 from raysft.study.claims.verdict import MATTERS_GAIN, NOT_SUPPORTED, SUPPORTED
-from tests.unit.planted_studies import PLANTED, Planted, curves, methods, null_study
+from tests.unit.planted_claims import PLANTED, Planted, null_study
+from tests.unit.planted_studies import curves, methods
 
 pytestmark = pytest.mark.invariants
 

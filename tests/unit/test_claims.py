@@ -12,7 +12,8 @@ from raysft.study.claims.schema import CLAIMS
 from raysft.study.claims.table import CLAIMS_OF_THE_PAPER, claim_table
 from raysft.study.claims.verdict import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, correlated, excludes, jackknife
 from raysft.study.schema import STUDY_TABLES
-from tests.unit.planted_studies import PLANTED, data, gains, grid, names, other_variant, places
+from tests.unit.planted_claims import PLANTED
+from tests.unit.planted_studies import data, gains, grid, names, other_variant, places
 
 pytestmark = pytest.mark.unit
 
@@ -74,6 +75,16 @@ def test_claims_are_decided_in_a_full_fine_tuning_unless_few_pairs_have_one() ->
     lora = {"gains": gains(grid(12, 10), {"task": np.zeros(120)}, "lora")}
     assert Evidence(other_variant(lora, "full", models=10)).variant == "full"
     assert Evidence(other_variant(lora, "full", models=9)).variant == "lora"
+
+
+def test_two_models_say_nothing_of_models() -> None:
+    tables = PLANTED["LoRA same structure"][0](1)
+    pairs = grid(2, 10)
+    few = {**tables, "gains": gains(pairs, {"task": np.arange(20.0)})}
+    row = claim_table(few).to_pylist()[[claim.name for claim in CLAIMS_OF_THE_PAPER].index("LoRA same structure")]
+    assert (row["verdict"], row["reason"]) == (CANNOT_TELL, "2 models, 3 needed")
+    assert row["statement"]
+    assert BY_NAME["LoRA same structure"].test(Evidence(few)).verdict == SUPPORTED
 
 
 def test_a_claim_says_which_table_it_lacks() -> None:

@@ -209,7 +209,7 @@ def _size(row: Row) -> str:
 
 
 def _percent(row: Row) -> str:
-    return f" (95% interval {100 * row['skill_low']:.0f} to {100 * row['skill_high']:.0f}%)"
+    return interval_text(100 * row["skill_low"], 100 * row["skill_high"], 0)
 
 
 def _real(value: float | None) -> float:

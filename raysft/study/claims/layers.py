@@ -114,13 +114,13 @@ def dimension_splits(study: Evidence) -> Outcome:
     test = paired(values[:, above].mean(axis=1), values[:, ~above].mean(axis=1), list(zip(*pairs, strict=True)))
     if not np.isfinite(test.p):
         return cannot(f"change of intrinsic dimension above and below depth {SPLIT}: {test.reason}")
-    kink = _kink(values.mean(axis=0))
+    kink = float(_kinks(values.mean(axis=0)[None])[0])
     share = _kinks_in_the_middle(values, pairs)
     said = (
         f"By {estimator}, intrinsic dimension changes by {100 * values[:, ~above].mean():.1f}% below depth {SPLIT} "
         "and by "
         f"{100 * values[:, above].mean():.1f}% from there on: difference {100 * test.mean:.1f}%"
-        f"{interval_text(100 * test.low, 100 * test.high)}, {p_text(test.p)}. The curves part at depth {kink:.1f}, "
+        f"{interval_text(100 * test.low, 100 * test.high, 1)}, {p_text(test.p)}. The curves part at depth {kink:.1f}, "
         "between "
         f"{MIDDLE[0]} and {MIDDLE[1]} in {100 * share:.0f}% of resamples; {counted(test.n, 'pair')} of model and "
         "dataset "
@@ -172,27 +172,26 @@ def _dimension_changes(study: Evidence) -> tuple[dict[tuple[str, str], Reals], s
     return curves, name
 
 
-def _kink(profile: Reals) -> float:
-    """The depth from which on a profile that is flat until there rises: least squares of a + b max(0, depth - kink)."""
+def _kinks(profiles: Reals) -> Reals:
+    """The depths, shape (n,), from which on profiles (n, depths) that are flat until there rise.
+
+    Least squares of a + b max(0, depth - kink).
+    """
     errors = []
     for kink in _DEPTHS[:-1]:
         hinge = np.column_stack([np.ones_like(_DEPTHS), np.maximum(0, _DEPTHS - kink)])
-        left = profile - hinge @ np.linalg.lstsq(hinge, profile, rcond=None)[0]
-        errors.append(float(left @ left))
-    return float(_DEPTHS[int(np.argmin(errors))])
+        left = profiles - (profiles @ np.linalg.pinv(hinge).T) @ hinge.T
+        errors.append((left**2).sum(axis=1))
+    return _DEPTHS[np.argmin(errors, axis=0)]
 
 
 def _kinks_in_the_middle(values: Reals, pairs: list[tuple[str, str]], seed: int = 0) -> float:
     """Share of two-way resamples (Owen 2007) of models and datasets whose mean curve parts in the middle."""
-    levels = [np.unique(names, return_inverse=True) for names in zip(*pairs, strict=True)]
     random = np.random.default_rng(seed)
-    hits = tried = 0
-    for _ in range(_RESAMPLES):
-        weight = np.ones(len(values))
-        for names, level in levels:
-            weight *= random.multinomial(len(names), np.full(len(names), 1 / len(names)))[level]
-        if weight.sum() == 0:
-            continue
-        tried += 1
-        hits += _is_middle(_kink(weight @ values / weight.sum()))
-    return hits / tried if tried else np.nan
+    weights = np.ones((_RESAMPLES, len(values)))
+    for labels in zip(*pairs, strict=True):
+        names, level = np.unique(labels, return_inverse=True)
+        weights *= random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=_RESAMPLES)[:, level]
+    drawn = weights.sum(axis=1) > 0
+    kinks = _kinks(weights[drawn] @ values / weights[drawn].sum(axis=1, keepdims=True))
+    return float(np.mean([_is_middle(kink) for kink in kinks])) if len(kinks) else np.nan

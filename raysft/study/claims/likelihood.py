@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from raysft.study.claims.evidence import Evidence
 from raysft.study.claims.verdict import (
     CANNOT_TELL,
+    FEWEST_MODELS,
     LEVEL,
     NOT_SUPPORTED,
     SUPPORTED,
@@ -31,7 +32,6 @@ from raysft.study.maps import subject_name
 from raysft.study.schema import STUDY_TABLES
 from raysft.study.tables import Reals, reals
 
-_FEWEST_MODELS = 3
 _MATTERS_SHARE = 0.1  # of the squared distances
 ALIKE = 0.3  # cosine of two fine-tunings' ways that counts as one direction
 _PERMUTATIONS = 199
@@ -74,7 +74,7 @@ def base_sets_the_place(study: Evidence) -> Outcome:
         f"Beyond chance, base models account for {100 * by_model:.0f}% of the squared distances between fine-tuned "
         f"models' log-likelihood vectors ({p_text(p)} by permutation), datasets for {100 * by_dataset:.0f}%: "
         "difference "
-        f"{100 * found.value:.0f}%{interval_text(100 * found.low, 100 * found.high)}, over "
+        f"{100 * found.value:.0f}%{interval_text(100 * found.low, 100 * found.high, 0)}, over "
         f"{counted(len(names), 'model')} "
         f"x {counted(len(np.unique(places.datasets)), 'dataset')}, {counted(len(places.squared), 'checkpoint')}."
     )
@@ -150,8 +150,8 @@ def _places(study: Evidence) -> _Places | str:
         and row["model"] in base_at
     ]
     models = [points[place]["model"] for place in kept]
-    if len(set(models)) < _FEWEST_MODELS or len({points[place]["dataset"] for place in kept}) < 2:
-        return f"{counted(len(set(models)), 'base model')} with fine-tunings on the map, {_FEWEST_MODELS} needed"
+    if len(set(models)) < FEWEST_MODELS or len({points[place]["dataset"] for place in kept}) < 2:
+        return f"{counted(len(set(models)), 'base model')} with fine-tunings on the map, {FEWEST_MODELS} needed"
     bases = tuple(sorted(set(models)))
     base_places = [base_at[name] for name in bases]
     return _Places(

@@ -12,6 +12,7 @@ from raysft.study.association import constant
 from raysft.study.claims.evidence import Evidence
 from raysft.study.claims.verdict import (
     CANNOT_TELL,
+    FEWEST_MODELS,
     LEVEL,
     NOT_SUPPORTED,
     SUPPORTED,
@@ -28,7 +29,6 @@ from raysft.study.components import cumulative_variance, scaled
 from raysft.study.statistics.multiplicity import q_values
 from raysft.study.tables import Reals
 
-_FEWEST_MODELS = 3
 _MATTERS_AGREEMENT = 0.1  # of a correlation
 COMPONENTS, EXPLAINED, _NEARLY = 5, 0.9, 0.85
 _RESAMPLES, _SHUFFLES = 499, 99
@@ -37,10 +37,10 @@ _RESAMPLES, _SHUFFLES = 499, 99
 def synergies_persist(study: Evidence) -> Outcome:
     """Some datasets raise (or lower) some task for every model alike."""
     by_place = _by_place(study)
-    usable = {place: gains for place, gains in by_place.items() if len(gains) >= _FEWEST_MODELS}
+    usable = {place: gains for place, gains in by_place.items() if len(gains) >= FEWEST_MODELS}
     if not usable:
         most = max(map(len, by_place.values()), default=0)
-        return cannot(f"{counted(most, 'model')} with the same dataset and task, {_FEWEST_MODELS} needed")
+        return cannot(f"{counted(most, 'model')} with the same dataset and task, {FEWEST_MODELS} needed")
     places = list(usable)
     varied = [np.array(usable[place]) for place in places]
     p = np.array([np.nan if constant(gains) else stats.ttest_1samp(gains, 0).pvalue for gains in varied])
@@ -84,9 +84,9 @@ def synergies_differ(study: Evidence) -> Outcome:
     cells: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for cell in _with_errors(study):
         cells[cell[0]].append(cell[1:])
-    usable = [np.array(values) for values in cells.values() if len(values) >= _FEWEST_MODELS]
+    usable = [np.array(values) for values in cells.values() if len(values) >= FEWEST_MODELS]
     if not usable:
-        return cannot(f"fewer than {_FEWEST_MODELS} models with standard errors for the same dataset and task")
+        return cannot(f"fewer than {FEWEST_MODELS} models with standard errors for the same dataset and task")
     p = []
     for values in usable:
         gain, weight = values[:, 0], 1 / values[:, 1] ** 2
@@ -117,10 +117,8 @@ def models_agree_on_tasks(study: Evidence) -> Outcome:
     of = {kind: _similarities(study, kind) for kind in kinds}
     shared = sorted(set(of[kinds[0]]) & set(of[kinds[1]]))
     models = sorted({name for pair in shared for name in pair})
-    if len(models) < _FEWEST_MODELS:
-        return cannot(
-            f"{counted(len(models), 'model')} in similarities by task and by dataset, {_FEWEST_MODELS} needed"
-        )
+    if len(models) < FEWEST_MODELS:
+        return cannot(f"{counted(len(models), 'model')} in similarities by task and by dataset, {FEWEST_MODELS} needed")
     differences = {pair: of[kinds[0]][pair] - of[kinds[1]][pair] for pair in shared}
     whole = float(np.mean(list(differences.values())))
     without = [[d for pair, d in differences.items() if model not in pair] for model in models]

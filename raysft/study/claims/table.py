@@ -13,7 +13,7 @@ import pyarrow as pa
 from raysft.study.claims import data, languages, layers, likelihood, structure, training
 from raysft.study.claims.evidence import Evidence
 from raysft.study.claims.schema import CLAIMS
-from raysft.study.claims.verdict import Number, Outcome
+from raysft.study.claims.verdict import CANNOT_TELL, FEWEST_MODELS, Number, Outcome, counted
 from raysft.study.tables import from_rows
 
 
@@ -185,7 +185,16 @@ def claim_table(tables: Mapping[str, pa.Table]) -> pa.Table:
         tables: the study's tables by name (`STUDY_TABLES`); a missing one counts as empty.
     """
     study = Evidence(tables)
-    return from_rows([_row(claim, claim.test(study)) for claim in CLAIMS_OF_THE_PAPER], CLAIMS)
+    return from_rows([_row(claim, _decided(claim, study)) for claim in CLAIMS_OF_THE_PAPER], CLAIMS)
+
+
+def _decided(claim: Claim, study: Evidence) -> Outcome:
+    """What the claim's test says, unless there are too few base models to say anything of base models."""
+    found = claim.test(study)
+    count = len(study.models)
+    if found.verdict == CANNOT_TELL or not 0 < count < FEWEST_MODELS:
+        return found
+    return Outcome(CANNOT_TELL, found.statement, found.numbers, f"{counted(count, 'model')}, {FEWEST_MODELS} needed")
 
 
 def _row(claim: Claim, found: Outcome) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from raysft.study.tables import Reals
 SUPPORTED, NOT_SUPPORTED, CANNOT_TELL = "supported", "not supported", "cannot be told"
 
 LEVEL = 0.05
+FEWEST_MODELS = 3  # of which each is left out or averaged over
 MATTERS_R = 0.3  # a correlation that explains a tenth of the variance
 MATTERS_GAIN = 0.02  # of a benchmark's scale: two points of a hundred
 _POWER = 0.8
@@ -150,11 +151,12 @@ def p_text(value: float, name: str = "p") -> str:
     return f"{name} < 0.001" if value < 0.001 else f"{name} = {value:.3f}"
 
 
-def interval_text(low: float, high: float) -> str:
+def interval_text(low: float, high: float, digits: int = 2) -> str:
     """` (95% interval 0.10 to 0.52)`, or nothing where there is none."""
     if not (np.isfinite(low) and np.isfinite(high)):
         return ""
-    return f" (95% interval {low:.2g} to {high:.2g})"
+    ends = (round(end, digits) + 0.0 for end in (low, high))  # no -0
+    return f" (95% interval {' to '.join(f'{end:.{digits}f}' for end in ends)})"
 
 
 def counted(count: int, noun: str) -> str:
