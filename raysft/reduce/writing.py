@@ -77,7 +77,10 @@ def _writer(name: str, folder: Path) -> pq.ParquetWriter:
     schema = TABLES[name].with_metadata(metadata)
     # Measured numbers hardly repeat: a dictionary of them takes time, and makes files larger.
     repeating = [field.name for field in schema if field.name in IDENTITY.names or pa.types.is_string(field.type)]
-    return pq.ParquetWriter(folder / f"{name}.parquet", schema, compression="zstd", use_dictionary=repeating)
+    plain = [field.name for field in schema if not pa.types.is_nested(field.type)]  # nobody searches in lists
+    return pq.ParquetWriter(
+        folder / f"{name}.parquet", schema, compression="zstd", use_dictionary=repeating, write_statistics=plain
+    )
 
 
 @contextmanager

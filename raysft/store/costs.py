@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raysft.store.layout import Storage
@@ -53,8 +52,7 @@ def reduced_costs(storage: Storage) -> dict[ResultId, Cost]:
 
 def published_at(storage: Storage, stage: str) -> dict[str, float]:
     """Key -> time of publication of every result of a stage, in seconds of the epoch by the storage's clock."""
-    infos = storage.filesystem.get_file_info(pafs.FileSelector(storage.path("results", stage), allow_not_found=True))
-    names = ((info.base_name, info.mtime_ns) for info in infos)
+    names = ((info.base_name, info.mtime_ns) for info in storage.infos("results", stage))
     return {
         name.removesuffix(".parquet"): time / 1e9
         for name, time in names

@@ -5,6 +5,7 @@
   sweep.yaml                         the resolved spec of the last run
   report/sweep.yaml                  the resolved spec that the report was made of, written last
   results/<stage>/<key>.parquet      committed results; names that start with a dot are not results
+  packs/                             copies of many results in few files (`raysft.store.packs`), which `reduce` reads
   failures/<stage>/<key>/<n>.json    record of the n-th failed attempt, its traceback beside it as <n>.log
   models/<key>/                      base models that the project pretrained
   tokens/<key>/                      tokenised rows, for every trial that reads the same; made again where they lack
@@ -78,9 +79,13 @@ class Storage:
 
     def all_names(self, *folder: str) -> list[str]:
         """Sorted names in a folder; empty if there is no such folder."""
+        return sorted(info.base_name for info in self.infos(*folder))
+
+    def infos(self, *folder: str) -> list[pafs.FileInfo]:
+        """What is known of each file in a folder; empty if there is no such folder."""
         selector = pafs.FileSelector(self.path(*folder), allow_not_found=True)
         with self._access("read", *folder):
-            return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+            return list(self.filesystem.get_file_info(selector))
 
     def exists(self, *parts: str) -> bool:
         return self.sizes([self.path(*parts)]) != [None]
@@ -104,15 +109,18 @@ class Storage:
                 return None
             raise
 
-    def write_bytes(self, data: bytes, *parts: str) -> None:
-        """Replace a file as a whole: readers see the old content or the new."""
+    def write_bytes(self, data: bytes, *parts: str, lasting: bool = True) -> None:
+        """Replace a file as a whole: readers see the old content or the new.
+
+        What is not `lasting` may be broken after a power cut, and is not waited for.
+        """
         path = self.path(*parts)
         with self._access("write", *parts):
             if not self.is_local:  # an object appears when its upload is closed, never before
                 with self.filesystem.open_output_stream(path, compression=None) as stream:
                     stream.write(data)
                 return
-            with _temporary(Path(path), data) as temporary:
+            with _temporary(Path(path), data, lasting) as temporary:
                 temporary.replace(path)
 
     def create_bytes(self, data: bytes, *parts: str) -> bool:
@@ -243,7 +251,7 @@ def why(error: BaseException) -> str:
 
 
 @contextmanager
-def _temporary(final: Path, data: bytes) -> Iterator[Path]:
+def _temporary(final: Path, data: bytes, synced: bool = True) -> Iterator[Path]:
     """A synced file with a dot-prefixed name beside `final`, gone at the end if it got no other name."""
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
@@ -251,7 +259,8 @@ def _temporary(final: Path, data: bytes) -> Iterator[Path]:
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                os.fsync(file.fileno())
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)

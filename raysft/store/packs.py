@@ -1,26 +1,24 @@
 """Packs: what was read of many small results, kept in few large files, so that it is not read from them again.
 
 ```
-packs/<stage>-<digest>/<id>.arrow    payloads one below the other, and in the schema's metadata whose they are
+packs/<stage>-<digest>/<digest>.arrow    payloads one below the other, and in the schema's metadata whose they are
 ```
 
 A result never changes, so its copy is as good as long as the file has the size and time that it was read with. The
-digest is that of the columns: results that were read in another schema are read anew. The folder may be deleted at any
-time.
+first digest is that of the columns: results that were read in another schema are read anew. The second is that of the
+content, by which a damaged pack is known. The folder may be deleted at any time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 
 from raysft.store.layout import Storage
 from raysft.store.results import Facts
@@ -56,8 +54,7 @@ class _Place:
 
 def stamps(storage: Storage, stage: str) -> dict[str, str]:
     """Key -> size and time of every result of a stage, which tell a file from another of its name."""
-    selector = pafs.FileSelector(storage.path("results", stage), allow_not_found=True)
-    infos = storage.filesystem.get_file_info(selector)
+    infos = storage.infos("results", stage)
     return {info.base_name.removesuffix(".parquet"): f"{info.size}-{info.mtime_ns}" for info in infos}
 
 
@@ -110,7 +107,8 @@ class Packs:
         buffer = pa.BufferOutputStream()
         with pa.ipc.new_file(buffer, table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
             writer.write_table(table)
-        self._storage.write_bytes(buffer.getvalue(), FOLDER, _folder(kind), f"{uuid.uuid4().hex}.arrow")
+        content = buffer.getvalue().to_pybytes()
+        self._storage.write_bytes(content, FOLDER, _folder(kind), _name(content), lasting=False)
 
     def forget_others(self) -> None:
         """Delete packs of columns that nobody wants any more, as an older version of this package read them."""
@@ -139,10 +137,15 @@ class Packs:
         if path not in self._loaded:
             try:
                 content = self._storage.read_bytes(path)
-                self._loaded[path] = pa.ipc.open_file(content).read_all()
+                sound = path.endswith(_name(content))
+                self._loaded[path] = pa.ipc.open_file(content).read_all() if sound else None
             except _UNREADABLE:
                 self._loaded[path] = None
         return self._loaded[path]
+
+
+def _name(content: bytes) -> str:
+    return f"{hashlib.sha256(content).hexdigest()[:20]}.arrow"
 
 
 def _folder(kind: Kind) -> str:

@@ -200,7 +200,7 @@ def test_of_new_results_only_those_are_read(
     assert _bytes(storage) == added
 
 
-@pytest.mark.parametrize("harm", ["truncated", "other bytes", "no metadata", "gone"])
+@pytest.mark.parametrize("harm", ["truncated", "other bytes", "one bit", "no metadata", "gone"])
 def test_packs_that_cannot_be_read_cost_nothing_but_time(
     sweep: Sweep, storage: Storage, small_packs: None, harm: str
 ) -> None:
@@ -212,6 +212,9 @@ def test_packs_that_cannot_be_read_cost_nothing_but_time(
             pack.write_bytes(content[: len(content) // 2])
         elif harm == "other bytes":
             content[4 : len(content) // 3] = bytes(len(content) // 3 - 4)
+            pack.write_bytes(content)
+        elif harm == "one bit":
+            content[len(content) // 2] ^= 1
             pack.write_bytes(content)
         elif harm == "no metadata":
             table = pa.ipc.open_file(bytes(content)).read_all().replace_schema_metadata(None)

@@ -178,6 +178,9 @@ def few_components(study: Evidence) -> Outcome:
     }
     if chance >= EXPLAINED:
         return Outcome(CANNOT_TELL, said, numbers, "so few tasks or fine-tunings would give that by chance")
+    if (high < EXPLAINED) != (raw < EXPLAINED):
+        why = "it depends on whether every task counts the same: tasks that vary most have most of the variance"
+        return Outcome(CANNOT_TELL, said, numbers, why)
     if share >= EXPLAINED and low >= _NEARLY:
         return Outcome(SUPPORTED, said, numbers)
     if high < EXPLAINED:
