@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from hypothesis import example, given, settings, strategies
+from markdown_it import MarkdownIt
 
 from raysft.export.bases import Named
 from raysft.export.card import base_card, checkpoint_card
@@ -17,6 +20,7 @@ from raysft.export.markdown import Markdown, code, fenced, table, text, with_err
 from raysft.export.records import CARD_TABLES, Records
 from raysft.export.sections import CardOf
 from raysft.export.selection import stored_checkpoints
+from raysft.spec.mistakes import shown
 from raysft.spec.sweep import Sweep, parse_sweep
 from raysft.store.layout import open_storage
 from raysft.store.schema import TABLES
@@ -233,6 +237,19 @@ def test_a_template_cannot_leave_its_fence(content: Content) -> None:
     fence = re.search(r"^(`{3,})\n```\n## Licence", card, re.MULTILINE)
     assert fence is not None
     assert len(fence[1]) == 6
+
+
+@settings(max_examples=40, deadline=None)
+@given(strategies.text() | strategies.text("|`\\\\*_[]<>#-+=1.&;~$!{}() a\n"))
+@example("a|b")
+@example("\\\\|")
+def test_a_reader_of_markdown_sees_the_very_name(name: str) -> None:
+    reader = MarkdownIt("commonmark").enable("table")
+    cells = (text(name), code(name), Markdown("end"))
+    page = html.unescape(reader.render(table(("a", "b", "c"), [cells])))
+    seen = shown(name)
+    coded = f"<code>{seen}</code>" if seen else "(empty)"
+    assert f"<tr>\n<td>{seen}</td>\n<td>{coded}</td>\n<td>end</td>\n</tr>" in page
 
 
 def test_markdown_of_single_values() -> None:
