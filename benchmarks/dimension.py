@@ -10,7 +10,8 @@ process of its own, contenders take turns, and ratios are of medians. Imports, c
 their first use) and making the points are not timed; memory is the peak of the process less what it held before,
 points included. `raysft` makes a table of 100 neighbours and the estimates; `raysft_intervals` also 20 splits into
 halves, for which the table is deeper; `raysft_layer` does all that the probe does to a layer, duplicates and spectrum
-too. Numbers must agree to 1e-6 with scikit-dimension's, or there is no result. Without a GPU the section on it says so.
+too. Numbers must agree to 1e-6 with scikit-dimension's, or there is no result. A run adds its sizes to the file, or
+replaces them; the section on a GPU is only measured with --device cuda.
 """
 
 from __future__ import annotations
@@ -219,19 +220,36 @@ def on_gpu(options: argparse.Namespace) -> Run:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Measure every size and write the result."""
+    """Measure every size, and add each to the result as soon as it is there."""
     about = circumstances("scikit-dimension", "scikit-learn", "numba", "torch")
-    cases = [measure_case(points, width, options.repeats) for width in options.widths for points in options.points]
-    result = {
-        **about,
-        "neighbours": NEIGHBOURS,
-        "mle_neighbours": MLE_NEIGHBOURS,
-        "repeats": options.repeats,
-        "cases": cases,
-        "gpu": on_gpu(options),
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1) + "\n")
+    for width in options.widths:
+        for points in options.points:
+            add_to(options.out, {**about, **measure_case(points, width, options.repeats)})
+    if options.device == "cuda":
+        write(options.out, {**read(options.out), "gpu": {**about, **on_gpu(options)}})
+
+
+def add_to(out: Path, case: Run) -> None:
+    """Add a case to the file, in place of one of the same size."""
+    result = read(out)
+    others = [old for old in result["cases"] if (old["points"], old["width"]) != (case["points"], case["width"])]
+    result["cases"] = sorted([*others, case], key=lambda one: (one["width"], one["points"]))
+    write(out, result)
+
+
+def read(out: Path) -> Run:
+    """What the file holds."""
+    if out.exists():
+        found: Run = json.loads(out.read_text())
+        return found
+    settings = {"neighbours": NEIGHBOURS, "mle_neighbours": MLE_NEIGHBOURS, "splits": SPLITS}
+    return {**settings, "cases": [], "gpu": {"measured": False, "because": "not asked for (--device cuda)"}}
+
+
+def write(out: Path, result: Run) -> None:
+    """Write the file whole."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def parse() -> argparse.Namespace:

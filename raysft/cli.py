@@ -219,13 +219,14 @@ def reduce(sweep: SweepFile, storage: StorageOption = None, as_json: JsonOption 
 
         reduced = reduce_sweep(loaded, open_storage(loaded.storage))
         if as_json:
-            typer.echo(json.dumps({"rows": reduced.rows, "unreadable": reduced.unreadable}, indent=1))
+            found = {"rows": reduced.rows, "unreadable": reduced.unreadable, "newer": reduced.newer}
+            typer.echo(json.dumps(found, indent=1))
             return
         table = Table("table", "rows")
         for name, rows in reduced.rows.items():
             table.add_row(name, f"{rows:,}")
         console.print(table)
-        for line in reduced.unreadable:
+        for line in (*reduced.unreadable, *reduced.newer):
             console.print(f"left out: {line}")
 
 
@@ -273,15 +274,17 @@ def study(
     With --released, every choice takes names by comma or `every`, and what was chosen is printed.
     """
     with user_errors():
+        axes = {"models": models, "datasets": datasets, "tasks": tasks, "methods": methods}
+        axes |= {"sizes": sizes, "schedules": schedules, "epochs": epochs}
         if released is not None:
+            _only("--released", sweep=sweep, storage=storage, clip_below=clip_below)
             from raysft.console.released import study_and_print
 
-            axes = {"models": models, "datasets": datasets, "tasks": tasks, "methods": methods}
-            axes |= {"sizes": sizes, "schedules": schedules, "epochs": epochs}
             study_and_print(console, released, out, axes, column or [])
             return
         if sweep is None:
             raise SpecError("study: a sweep's YAML, or --released CSV --out DIR, is wanted")
+        _only("a sweep", out=out, column=column, **axes)
         loaded = load_sweep(sweep, storage)
         from raysft.publish import make_study
 
@@ -325,6 +328,42 @@ def report(
 
 
 @app.command()
+def recommend(
+    model: Annotated[
+        str, typer.Option(help="Base model to tune: a name in the study or the sweep's YAML, or a local model folder.")
+    ],
+    sweep: Annotated[
+        Path | None, typer.Argument(metavar="[SWEEP]", help="The sweep's YAML.", show_default=False)
+    ] = None,
+    study: Annotated[
+        Path | None, typer.Option(help="A sweep's storage, or a study of released scores; default SWEEP's storage.")
+    ] = None,
+    datasets: Annotated[str | None, typer.Option(help="Of the study's datasets, by comma; default every one.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Of its tasks, by comma; default every one.")] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="Kind of trial, such as full or lora; default the main one.")
+    ] = None,
+    level: Annotated[float, typer.Option(help="Of the prediction intervals.")] = 0.9,
+    properties: Annotated[
+        Path | None, typer.Option(help="Parquet file with the model's data_properties, instead of forward passes.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Write what the forward passes measure to this file.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rank datasets by what a model that was not trained should gain from them, from forward passes alone."""
+    with user_errors():
+        from raysft.console.recommend import Asked, facts, make_recommendation, print_recommendation, study_folder
+
+        folder = study_folder(sweep, study)
+        asked = Asked(model, folder, sweep, datasets, tasks, variant, level, properties, save)
+        found = make_recommendation(asked, lambda line: typer.echo(line, err=True))
+        if as_json:
+            typer.echo(json.dumps(facts(found), indent=1))
+            return
+        print_recommendation(console, found, asked)
+
+
+@app.command()
 def weights(
     base: Annotated[Path, typer.Argument(metavar="BASE", help="A local model folder.", show_default=False)],
     checkpoint: Annotated[
@@ -344,6 +383,64 @@ def weights(
             console.print(f"Wrote {out}")
 
 
+Axis = Annotated[str | None, typer.Option(help="By comma, or `every`.")]
+
+
+@app.command()
+def export(
+    target: Annotated[
+        str, typer.Argument(metavar="SWEEP|STORAGE", help="A sweep's YAML, or a storage.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the exports.", show_default=False)],
+    models: Axis = None,
+    datasets: Axis = None,
+    methods: Axis = None,
+    sizes: Axis = None,
+    seeds: Axis = None,
+    epochs: Annotated[
+        str | None, typer.Option(help="Numbers by comma, `last` (the default without --best), or `every`.")
+    ] = None,
+    trial: Annotated[
+        str | None, typer.Option(help="By comma: keys of trials, or their first digits, or names of exports.")
+    ] = None,
+    best: Annotated[str | None, typer.Option(metavar="TASK", help="Of those, the best on this task.")] = None,
+    top: Annotated[int, typer.Option(help="With --best: how many.")] = 1,
+    base: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL=REFERENCE",
+            help="What adapters name as their base: ORG/NAME, ORG/NAME@REVISION or a folder; may be repeated.",
+        ),
+    ] = None,
+    license: Annotated[str | None, typer.Option(help="Licence of the exports, as the hub names it.")] = None,
+    tables: Annotated[bool, typer.Option(help="Export the tables too, as a dataset.")] = True,
+    push: Annotated[
+        str | None, typer.Option(metavar="ORG", help="Say what would be sent to the hub, into repositories of ORG.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="With --push: send it.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="With --push: new repositories are public.")] = False,
+    storage: StorageOption = None,
+) -> None:
+    """Write checkpoints as folders that transformers and peft load, with model cards, and push them to the hub.
+
+    What is chosen is printed first. Exit code 1: some could not be exported or pushed, and the others are.
+    """
+    with user_errors():
+        from raysft.console.export import Push, bases, export_and_print, names
+        from raysft.export.run import Options
+        from raysft.export.selection import Choice
+
+        if push is None and (yes or public):
+            raise SpecError(f"--{'yes' if yes else 'public'} belongs to --push ORG")
+        axes = {"models": models, "datasets": datasets, "methods": methods, "sizes": sizes, "seeds": seeds}
+        chosen = {axis: names(axis, text) for axis, text in (axes | {"epochs": epochs}).items()}
+        choice = Choice(**chosen, trials=names("trial", trial), best=best, top=top)
+        options = Options(license, bases(base or []), tables)
+        pushed = None if push is None else Push(push, yes, public)
+        whole = export_and_print(console, target, storage, out, choice, options, pushed)
+    raise typer.Exit(0 if whole else 1)
+
+
 @app.command()
 def doctor(storage: StorageOption = None, address: AddressOption = None, as_json: JsonOption = False) -> None:
     """Print versions, devices, disk and Ray's state, and what would not work and why."""
@@ -358,6 +455,14 @@ def doctor(storage: StorageOption = None, address: AddressOption = None, as_json
             table.add_row(entry.about, entry.found, entry.problem)
         console.print(table)
     raise typer.Exit(1 if any(entry.problem for entry in findings) else 0)
+
+
+def _only(what: str, **others: object) -> None:
+    """Refuse the options that belong to the other form of a command."""
+    for name, value in others.items():
+        if value is not None:
+            option = "the sweep" if name == "sweep" else f"--{name.replace('_', '-')}"
+            raise SpecError(f"study: {option} does not go with {what}, found {value}")
 
 
 def _readable_storage(sweep: Sweep) -> Storage | None:

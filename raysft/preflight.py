@@ -17,12 +17,14 @@ from raysft.spec.memory import refuse_what_never_fits
 from raysft.spec.plan import Plan
 from raysft.spec.sweep import ModelSpec, SpecError, Sweep
 from raysft.spec.templates import Template, evaluation_template, training_template
-from raysft.store.layout import Storage, one_line
+from raysft.store.layout import Storage, StorageError, one_line
 
 
 def check_sweep(plan: Plan, storage: Storage) -> None:
     """Raise SpecError or StorageError for the first thing that cannot work. Hub names are left to the workers."""
     storage.check_writable()
+    if plan.newer:
+        raise StorageError(plan.newer[0])
     refuse_what_never_fits(plan.sweep, plan.missing_trials())
     check_data(plan)
     for model in plan.sweep.models:

@@ -109,9 +109,13 @@ def reduce_and_report(sweep: Sweep, storage: Storage, say: Say = print) -> list[
 
 
 def _put_unreadable_aside(storage: Storage, reduced: Reduced) -> list[str]:
-    """Move results that are damaged inside to dot-prefixed names, so that the next run redoes them; a line for each."""
+    """Move results that are damaged inside to dot-prefixed names, so that the next run redoes them; a line for each.
+
+    Results of a newer version of this package stay where they are, and are in no table of this one.
+    """
     set_aside(storage, reduced.damaged)
-    return [f"{line}; moved aside, run again to redo it" for line in reduced.unreadable]
+    damaged = [f"{line}; moved aside, run again to redo it" for line in reduced.unreadable]
+    return [*damaged, *(f"{line}; it is in no table" for line in reduced.newer)]
 
 
 def _both(first: Watcher, second: Watcher) -> Watcher:

@@ -41,6 +41,7 @@ def lines(study: ReleasedStudy) -> Iterator[str]:
         yield f"{axis.capitalize()}: {chosen}"
     yield f"Tables: {', '.join(f'{name} {rows:,}' for name, rows in study.summary['study_rows'].items() if rows)}"
     yield from (f"Left out: {line}" for line in study.summary["left_out"])
+    yield from (f"Claim {row['verdict']}: {row['claim']}" for row in study.tables["claims"].to_pylist())
     yield from _lint(study)
 
 

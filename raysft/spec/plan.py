@@ -30,7 +30,7 @@ from raysft.store.layout import (
     embeddings_folder,
     model_folder,
 )
-from raysft.store.results import read_result, scan_results
+from raysft.store.results import NewerSchemaError, read_result, scan_results
 from raysft.store.schema import RESULTS
 
 __all__ = [
@@ -62,6 +62,9 @@ class Plan:
     `lost` are trials that were trained and whose checkpoints are not all in the storage although something is still to
     be measured of them by another process than the one that trains: they are trained again, which commits nothing new
     but the checkpoints.
+
+    `newer` has a line for each record of a divergence that a newer version of this package wrote, and that therefore
+    says nothing here.
     """
 
     sweep: Sweep
@@ -73,6 +76,7 @@ class Plan:
     damaged: tuple[str, ...] = ()
     lost: frozenset[str] = frozenset()
     diverged: Mapping[str, int] = field(default_factory=dict)
+    newer: tuple[str, ...] = ()
 
     def is_done(self, work: Work) -> bool:
         return (work.stage, work.key) in self.committed
@@ -152,7 +156,7 @@ def with_storage(plan: Plan, storage: Storage, weights: bool = True) -> Plan:
         scan = scan_results(storage, stage, sound[stage])
         committed.update((stage, key) for key in scan.committed)
         damaged.extend(scan.damaged)
-    diverged = _diverged(plan.trials, committed, storage)
+    diverged, newer = _diverged(plan.trials, committed, storage)
     committed -= {
         ("pretrain", unit.key) for unit in plan.units if unit.kind == "pretrain" and not _is_made(unit, storage)
     }
@@ -163,20 +167,28 @@ def with_storage(plan: Plan, storage: Storage, weights: bool = True) -> Plan:
         damaged=tuple(damaged),
         lost=frozenset(lost) - diverged.keys(),
         diverged=diverged,
+        newer=newer,
     )
 
 
-def _diverged(trials: Iterable[Trial], committed: set[tuple[str, str]], storage: Storage) -> dict[str, int]:
-    """Trial -> epoch of its divergence; one that was to end before is no concern of this sweep's."""
-    found = {}
+def _diverged(
+    trials: Iterable[Trial], committed: set[tuple[str, str]], storage: Storage
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Trial -> epoch of its divergence, of which one that was to end before is no concern of this sweep's; a line for
+    each record of a newer version."""
+    found, newer = {}, []
     any_did = any(stage == "divergence" for stage, _ in committed)
     for trial in trials if any_did else ():
         work = divergence_work(trial)
         if (work.stage, work.key) in committed:
-            epoch = read_result(storage, work.stage, work.key).column("in_epoch")[0].as_py()
+            try:
+                epoch = read_result(storage, work.stage, work.key).column("in_epoch")[0].as_py()
+            except NewerSchemaError as error:
+                newer.append(str(error))
+                continue
             if epoch <= trial.epochs:
                 found[trial.key] = epoch
-    return found
+    return found, tuple(newer)
 
 
 def _is_made(unit: Unit, storage: Storage) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +52,7 @@ class Subject:
     template: str | None = None
 
     def as_row(self) -> dict[str, Any]:
-        return asdict(self)
+        return dict(vars(self))  # flat, and asked for at every turn: asdict copies deeply
 
     def __str__(self) -> str:
         parts = [self.model, self.dataset, self.method]

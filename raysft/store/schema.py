@@ -46,6 +46,9 @@ IDENTITY = pa.schema(
     ]
 )
 
+# Rows of every table are in this order, nulls first, and those of one subject as its results have them.
+SORTED_BY = [*(name for name in IDENTITY.names if name != "trial"), "trial"]
+
 TRAINING = pa.schema(
     [
         column("at_epoch", WHOLE, "epoch, from 1", "epochs"),
@@ -154,6 +157,7 @@ COSTS = pa.schema(
         column("gpu_s", REAL, "wall time x GPUs held", "seconds"),
         column("host", TEXT, "machine"),
         column("finished_at", TEXT, "UTC time of the commit, ISO 8601"),
+        column("versions", TEXT, "packages that made the result, as `raysft 0.1.0; torch 2.13.0; ...`"),
     ]
 )
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raysft.study.cells import SCOPES
+from raysft.study.cells import Slice, gain_cells, slices
 from raysft.study.gains import final_gains
 from raysft.study.statistics.noise import Ceiling, noise_ceiling, seed_variance
 from raysft.study.statistics.schema import NOISE_CEILINGS
@@ -19,15 +19,18 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class _Cell:
-    """One (model, dataset, task): its seeds' scaled gains, and error variances of the mean of them."""
+class _Pair:
+    """One (model, dataset): its gain, the error variances of base scores and of its own, and each seed's gain.
+
+    All are means over the slice's tasks; `seeds` are those that have every one of them.
+    """
 
     model: str
     dataset: str
-    task: str
-    gains: tuple[float, ...]
+    gain: float
     base: float
     own: float
+    seeds: tuple[float, ...]
 
 
 def noise_ceiling_table(gains: pa.Table) -> pa.Table:
@@ -35,75 +38,69 @@ def noise_ceiling_table(gains: pa.Table) -> pa.Table:
 
     The error of a base model's score is common to its gains, so a model's fixed effect takes it out.
     """
-    rows: list[Row] = []
-    by_variant: dict[str, list[Row]] = defaultdict(list)
+    cells = gain_cells(gains)
+    final: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in final_gains(gains).to_pylist():
-        by_variant[row["variant"] or ""].append(row)
-    for variant, ours in sorted(by_variant.items()):
-        for scope, task, chosen in _scopes(ours):
-            cells = _cells(chosen)
-            rows += [_row(variant, scope, task, cells, effects) for effects in ("none", "fixed")]
+        final[tuple(row[name] or "" for name in ("variant", "model", "dataset", "task"))].append(row)
+    rows: list[Row] = []
+    for part in slices(cells):
+        pairs = _pairs(part, final)
+        rows += [_row(part, pairs, effects) for effects in ("none", "fixed")]
     return from_rows(rows, NOISE_CEILINGS)
 
 
-def _scopes(rows: list[Row]) -> list[tuple[str, str | None, list[Row]]]:
-    found: list[tuple[str, str | None, list[Row]]] = []
-    for scope in SCOPES:
-        chosen = [row for row in rows if scope == "all" or row["matching"] == (scope == "matching")]
-        found += [(scope, None, chosen)] if chosen else []
-    tasks = sorted({row["task"] for row in rows})
-    return found + [("task", task, [row for row in rows if row["task"] == task]) for task in tasks]
+def _pairs(part: Slice, final: dict[tuple[Any, ...], list[Row]]) -> list[_Pair]:
+    grouped: dict[tuple[str, str], list[list[Row]]] = defaultdict(list)
+    for cell in part.cells:
+        grouped[cell.model, cell.dataset].append(final[cell.variant, cell.model, cell.dataset, cell.task])
+    return [_pair(place, tasks) for place, tasks in sorted(grouped.items())]
 
 
-def _cells(rows: list[Row]) -> list[_Cell]:
-    grouped: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        grouped[row["model"], row["dataset"], row["task"]].append(row)
-    return [_cell(place, seeds) for place, seeds in sorted(grouped.items())]
+def _pair(place: tuple[str, str], tasks: list[list[Row]]) -> _Pair:
+    by_seed: dict[Any, list[float]] = defaultdict(list)
+    for row in (row for seeds in tasks for row in seeds):
+        by_seed[row["seed"]].append(float(row["scaled_gain"]))
+    return _Pair(
+        *place,
+        float(np.mean([np.mean([row["scaled_gain"] for row in seeds]) for seeds in tasks])),
+        sum(_variance(seeds, "base_stderr") for seeds in tasks) / len(tasks) ** 2,
+        sum(_variance(seeds, "score_stderr") / len(seeds) for seeds in tasks) / len(tasks) ** 2,
+        tuple(float(np.mean(found)) for found in by_seed.values() if len(found) == len(tasks)),
+    )
 
 
-def _cell(place: tuple[str, str, str], seeds: list[Row]) -> _Cell:
-    def variance(name: str) -> float:
-        errors = [np.nan if row[name] is None else row[name] / row["scale"] for row in seeds]
-        return float(np.mean(np.square(errors)))
-
-    gains = tuple(float(row["scaled_gain"]) for row in seeds)
-    return _Cell(*place, gains, variance("base_stderr"), variance("score_stderr") / len(seeds))
+def _variance(seeds: list[Row], name: str) -> float:
+    errors = [np.nan if row[name] is None else row[name] / row["scale"] for row in seeds]
+    return float(np.mean(np.square(errors)))
 
 
-def _row(variant: str, scope: str, task: str | None, cells: list[_Cell], effects: str) -> Row:
-    pairs: dict[tuple[str, str], list[_Cell]] = defaultdict(list)
-    for cell in cells:
-        pairs[cell.model, cell.dataset].append(cell)
+def _row(part: Slice, pairs: list[_Pair], effects: str) -> Row:
     fixed = effects == "fixed"
-    groups = [[model for model, _ in pairs], [dataset for _, dataset in pairs]] if fixed else []
-    gains = np.array([np.mean([np.mean(cell.gains) for cell in ours]) for ours in pairs.values()])
-    items = np.array([sum(c.own + (0 if fixed else c.base) for c in ours) / len(ours) ** 2 for ours in pairs.values()])
-    each, df = _seed_noise(cells)
-    seeds = np.array([sum(each / len(cell.gains) for cell in ours) / len(ours) ** 2 for ours in pairs.values()])
+    groups = [[pair.model for pair in pairs], [pair.dataset for pair in pairs]] if fixed else []
+    gains = np.array([pair.gain for pair in pairs])
+    items = np.array([pair.own + (0 if fixed else pair.base) for pair in pairs])
+    # A seed moves all tasks of a checkpoint together, so it is the seeds' means over tasks that vary.
+    each, df = seed_variance(
+        np.array([gain for pair in pairs for gain in pair.seeds]),
+        [at for at, pair in enumerate(pairs) for _ in pair.seeds],
+    )
+    seeds = np.array([each / max(len(pair.seeds), 1) for pair in pairs])
     ceiling = _lower(noise_ceiling(gains, items, groups), noise_ceiling(gains, seeds, groups))
     known = np.isfinite(items)
     return {
-        "variant": variant,
-        "scope": scope,
-        "task": task,
+        "variant": part.variant,
+        "scope": part.scope,
+        "task": part.task,
         "effects": effects,
         "n": ceiling.n,
         "variance": ceiling.variance,
         "item_noise": float(items[known].mean()) if known.any() else np.nan,
-        "seed_noise": float(seeds.mean()),
+        "seed_noise": float(seeds.mean()) if len(seeds) else np.nan,
         "seed_df": df,
         "reliability": ceiling.reliability,
         "ceiling": ceiling.r,
         "reason": ceiling.reason,
     }
-
-
-def _seed_noise(cells: list[_Cell]) -> tuple[float, int]:
-    """Variance of one seed's gain on one task, pooled over the cells with several seeds."""
-    values = np.array([gain for cell in cells for gain in cell.gains])
-    labels = [f"{at}" for at, cell in enumerate(cells) for _ in cell.gains]
-    return seed_variance(values, labels)
 
 
 def _lower(items: Ceiling, seeds: Ceiling) -> Ceiling:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -69,12 +70,44 @@ def gain_cells(gains: pa.Table) -> list[Cell]:
 
 
 def slices(cells: list[Cell]) -> Iterator[Slice]:
-    """For each variant: all tasks, the matching ones, the others, then every task by itself; empty ones left out."""
+    """For each variant: all tasks, the matching ones, the others, then every task by itself; empty ones left out.
+
+    A mean over tasks is only of pairs that have them all (see `comparable`): tasks differ in how much there is to gain.
+    """
     for variant in sorted({cell.variant for cell in cells}):
         ours = [cell for cell in cells if cell.variant == variant]
+        whole = comparable(ours)
         for scope in SCOPES:
-            chosen = tuple(cell for cell in ours if scope == "all" or cell.matching == (scope == "matching"))
+            chosen = tuple(cell for cell in whole if scope == "all" or cell.matching == (scope == "matching"))
             if chosen:
                 yield Slice(variant, scope, None, chosen)
         for task in sorted({cell.task for cell in ours}):
             yield Slice(variant, "task", task, tuple(cell for cell in ours if cell.task == task))
+
+
+def comparable(cells: list[Cell]) -> list[Cell]:
+    """Cells of one variant, less the tasks that fewer than half of the (model, dataset) pairs have, and then less the
+    pairs that lack one of the others."""
+    tasks: dict[Pair, set[str]] = {}
+    for cell in cells:
+        tasks.setdefault((cell.model, cell.dataset), set()).add(cell.task)
+    counts = Counter(task for of_pair in tasks.values() for task in of_pair)
+    common = {task for task, count in counts.items() if 2 * count >= len(tasks)}
+    whole = {pair for pair, of_pair in tasks.items() if of_pair >= common}
+    return [cell for cell in cells if cell.task in common and (cell.model, cell.dataset) in whole]
+
+
+def not_comparable(cells: list[Cell]) -> dict[str, str]:
+    """What `comparable` leaves out of each variant, for people: what -> why."""
+    found = {}
+    for variant in sorted({cell.variant for cell in cells}):
+        ours = [cell for cell in cells if cell.variant == variant]
+        kept = comparable(ours)
+        tasks = sorted({cell.task for cell in ours} - {cell.task for cell in kept})
+        pairs = {(cell.model, cell.dataset) for cell in ours}
+        lacking = len(pairs - {(cell.model, cell.dataset) for cell in kept})
+        if tasks:
+            found[f"{', '.join(tasks)} in means over tasks of {variant}"] = "fewer than half of the pairs have it"
+        if lacking:
+            found[f"{lacking} of {len(pairs)} pairs in means over tasks of {variant}"] = "some task is missing"
+    return found

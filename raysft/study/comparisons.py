@@ -1,11 +1,14 @@
 """Whether two similarity matrices over the same tasks, datasets or models agree (Mantel's test).
 
-Compared are the gains' similarities of one variant with another's; of models those by the triangles of tasks with those
+Compared are the gains' similarities of one variant with another's, of gains less their mean over datasets wherever what
+two variants share would do: the error of a base model's score is in all gains from it on a task, and makes matrices of
+tasks and of models agree where there is nothing else. Of models those by the triangles of tasks with those
 by the triangles of datasets; and with the gains' similarities of models how near the base models' likelihoods are.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
@@ -20,7 +23,7 @@ from raysft.study.similarity import TRIANGLES, correlation_matrix
 from raysft.study.statistics.mantel import mantel
 from raysft.study.statistics.multiplicity import q_values
 from raysft.study.statistics.schema import MATRIX_COMPARISONS
-from raysft.study.tables import from_rows, select, texts
+from raysft.study.tables import from_rows, real_array, reals, select, texts
 
 # what a matrix is over -> what one entry of its gain vectors is, within a variant
 _ENTRIES = {"task": ("model", "dataset"), "dataset": ("model", "task"), "model": ("dataset", "task")}
@@ -39,7 +42,7 @@ def comparison_table(gains: pa.Table, similarity: pa.Table, map_distances: pa.Ta
     final = final_gains(gains)
     variants = sorted(set(texts(final, "variant")))
     similar = {
-        (variant, kind): _similarities(select(final, variant=variant), kind, entries)
+        (variant, kind): _similarities(_centred(select(final, variant=variant), kind), kind, entries)
         for variant in variants
         for kind, entries in _ENTRIES.items()
     }
@@ -60,6 +63,20 @@ def comparison_table(gains: pa.Table, similarity: pa.Table, map_distances: pa.Ta
     for row, q in zip(rows, q_values(np.array([row["p"] for row in rows], dtype=np.float64)), strict=True):
         row["q"] = float(q)
     return from_rows(rows, MATRIX_COMPARISONS)
+
+
+def _centred(final: pa.Table, kind: str) -> pa.Table:
+    """Gains of one variant less their mean over datasets, of each model and task, for tasks and models."""
+    if kind == "dataset":
+        return final
+    places = list(zip(texts(final, "model"), texts(final, "task"), strict=True))
+    values: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for place, value in zip(places, reals(final, "scaled_gain"), strict=True):
+        values[place].append(value)
+    mean = {place: float(np.mean(found)) for place, found in values.items()}
+    left = reals(final, "scaled_gain") - np.array([mean[place] for place in places])
+    at = final.column_names.index("scaled_gain")
+    return final.set_column(at, final.schema.field(at), real_array(left))
 
 
 def _similarities(final: pa.Table, over: str, entries: tuple[str, ...]) -> Matrix:
@@ -90,7 +107,7 @@ def _base_pairs(map_distances: pa.Table) -> Iterator[tuple[str, str, float]]:
 def _row(kind: str, a: str, b: str, first: Matrix, second: Matrix) -> Row:
     shared = sorted(set(first.rows) & set(second.rows))
     x, y = (_of(matrix, shared) for matrix in (first, second))
-    plain, ranks = mantel(x, y), mantel(x, y, ranks=True, permutations=1)
+    plain, ranks = mantel(x, y), mantel(x, y, ranks=True, permutations=0)
     return {
         "kind": kind,
         "a": a,

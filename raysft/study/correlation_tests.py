@@ -41,7 +41,7 @@ def correlation_tests(x: Reals, y: Reals, groups: Sequence[Labels]) -> Row:
         "within_high": fixed.high,
         "mixed_slope": fit.slope,
         "mixed_stderr": fit.stderr,
-        "mixed_df": fit.df if np.isfinite(fit.p) else None,
+        "mixed_df": fit.df if np.isfinite(fit.p) else np.nan,
         "mixed_p": fit.p,
         "tests_reason": plain.reason or fixed.reason or fit.reason,
     }

@@ -40,6 +40,7 @@ def weight_change_by_depth(weight_change: pa.Table, variants: dict[str, str]) ->
     stack = weight_change.filter(pc.and_(placed, single))
     squared = stack.append_column("change2", real_array(reals(stack, "change_norm") ** 2))
     squared = squared.append_column("base2", real_array(reals(stack, "base_norm") ** 2))
+    squared = squared.sort_by([(name, "ascending") for name in [*IDENTITY.names, "layer", "tensor"]])
     keys = [*IDENTITY.names, "layer", "depth"]
     pooled = aggregate(squared, keys, ("change2", "sum"), ("base2", "sum"), ("change2", "count"))
     change, size = np.sqrt(reals(pooled, "change2_sum")), np.sqrt(reals(pooled, "base2_sum"))
@@ -61,36 +62,48 @@ def depth_profiles(by_depth: pa.Table) -> Profiles:
         points[row["variant"], (row["model"], row["dataset"])].append((row["depth"], row["relative_change_mean"]))
     grids = {tuple(depth for depth, _ in curve) for curve in points.values()}
     depths = np.array(grids.pop()) if len(grids) == 1 else _SHARED_DEPTHS
-    return Profiles(depths, {key: np.interp(depths, *np.array(curve).T) for key, curve in points.items()})
+    curves = {key: _read_off(depths, np.array(curve)) for key, curve in points.items()}
+    # A curve that some layers are missing from says nothing of the depths beyond them: the whole of it is left out.
+    return Profiles(depths, {key: curve for key, curve in curves.items() if np.isfinite(curve).all()})
+
+
+def _read_off(depths: Reals, curve: Reals) -> Reals:
+    """A curve of shape (layers, 2) at `depths`, NaN beyond its ends."""
+    values: Reals = np.interp(depths, curve[:, 0], curve[:, 1], left=np.nan, right=np.nan)
+    return values
 
 
 def layer_similarity_table(by_depth: pa.Table) -> pa.Table:
     """Whether two models move the same layers for the same data, of schema `LAYER_SIMILARITY`.
 
-    At each depth the two models' changes are correlated over (variant, dataset); with no depth, the models' mean curves
-    over depths. `by_depth` is the study's `weight_change_by_depth`.
+    At each depth the two models' changes are correlated over the datasets of one variant; with no depth, the models'
+    mean curves over depths. `by_depth` is the study's `weight_change_by_depth`.
     """
     profiles = depth_profiles(by_depth)
-    models = sorted({model for _, (model, _) in profiles.curves})
-    of = {
-        name: {(variant, data): c for (variant, (model, data)), c in profiles.curves.items() if model == name}
-        for name in models
-    }
     rows: list[dict[str, object]] = []
-    for a, b in combinations(models, 2):
-        shared = sorted(set(of[a]) & set(of[b]))
-        if not shared:
-            rows.append({"a": a, "b": b, "n": 0, "reason": "no variant and dataset that both have"})
-            continue
-        x, y = (np.array([of[name][place] for place in shared]) for name in (a, b))
-        rows.append(_layer_row(a, b, None, x.mean(axis=0), y.mean(axis=0)))
-        rows += [_layer_row(a, b, float(depth), x[:, at], y[:, at]) for at, depth in enumerate(profiles.depths)]
+    for variant in sorted({variant for variant, _ in profiles.curves}):
+        of: dict[str, dict[str, Reals]] = defaultdict(dict)
+        for (which, (model, dataset)), curve in profiles.curves.items():
+            if which == variant:
+                of[model][dataset] = curve
+        for a, b in combinations(sorted(of), 2):
+            shared = sorted(set(of[a]) & set(of[b]))
+            place = {"variant": variant, "a": a, "b": b}
+            if not shared:
+                rows.append({**place, "n": 0, "reason": "no dataset that both have"})
+                continue
+            x, y = (np.array([of[name][dataset] for dataset in shared]) for name in (a, b))
+            rows.append({**place, **_correlated(x.mean(axis=0), y.mean(axis=0))})
+            rows += [
+                {**place, "depth": float(depth), **_correlated(x[:, at], y[:, at])}
+                for at, depth in enumerate(profiles.depths)
+            ]
     return from_rows(rows, LAYER_SIMILARITY)
 
 
-def _layer_row(a: str, b: str, depth: float | None, x: Reals, y: Reals) -> dict[str, object]:
+def _correlated(x: Reals, y: Reals) -> dict[str, object]:
     r, n, reason = pearson(x, y)
-    return {"a": a, "b": b, "depth": depth, "r": r, "n": n, "reason": reason}
+    return {"r": r, "n": n, "reason": reason}
 
 
 def intrinsic_dimension_by_depth(estimates: pa.Table, variants: dict[str, str]) -> pa.Table:

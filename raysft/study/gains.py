@@ -109,9 +109,15 @@ def _floored(error: Reals, value: Reals, items: Reals, metrics: list[str]) -> Re
     """
     proportion = np.array([metric.partition(",")[0] in _PROPORTIONS for metric in metrics], dtype=bool)
     certain = proportion & (error == 0) & ((value == 0) | (value == 1)) & (items > 0)
-    p = (value * items + 2) / (items + 4)
-    with np.errstate(invalid="ignore"):
-        return np.where(certain, np.sqrt(p * (1 - p) / (items + 4)), error)
+    return np.where(certain, floored_error(value, items), error)
+
+
+def floored_error(share: Reals, items: Reals | int) -> Reals:
+    """Standard error of a share of right items, shape (n,); of none and all that of Agresti and Coull (1998)."""
+    p = np.where((share == 0) | (share == 1), (share * items + 2) / (items + 4), share)
+    count = np.where((share == 0) | (share == 1), items + 4, items)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.sqrt(p * (1 - p) / count)
 
 
 def _scales(tasks: list[str], metrics: list[str], magnitude: Reals) -> Reals:

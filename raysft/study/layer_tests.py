@@ -53,7 +53,7 @@ def _rows(part: Slice, depths: Reals, curves: dict[Pair, Reals], effects: str) -
             "layers": len(depths),
             **_of_depth(test, at),
             "chosen": None if chosen is None else float(chosen[at]),
-            "reason": test.reason or why_not,
+            "reason": test.reason or ("constant" if np.isnan(test.r[at]) else why_not),
         }
         for at, depth in enumerate(depths)
     ]

@@ -37,10 +37,11 @@ def prediction_table(gains: pa.Table, properties: pa.Table) -> pa.Table:
         gains: the study's `gains`.
         properties: the sweep's `data_properties`.
     """
-    measured = dataset_properties(properties)
+    cells = gain_cells(gains)
+    measured = dataset_properties(properties, {cell.model for cell in cells})
     similarity = task_similarities(properties)
     rows: list[Row] = []
-    for part in slices(gain_cells(gains)):
+    for part in slices(cells):
         predictors = {**measured, "similarity": mean_similarity(part.cells, similarity)} if similarity else measured
         rows += slice_rows(part, {BASE: part.bases(), **predictors})
     return from_rows(rows, PREDICTION)

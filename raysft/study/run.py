@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ import pyarrow.compute as pc
 
 from raysft.store.schema import TABLES
 from raysft.study.ceilings import noise_ceiling_table
+from raysft.study.cells import gain_cells, not_comparable
 from raysft.study.checks import check_table
+from raysft.study.claims.table import claim_table
 from raysft.study.comparisons import comparison_table
 from raysft.study.components import pca_table
 from raysft.study.correlate import correlation_table
@@ -32,9 +34,6 @@ from raysft.study.variants import trial_variants, with_final, with_variants
 
 # Per-sample outcomes are by far the largest table, and nothing here looks at single items.
 SWEEP_TABLES = {name: schema for name, schema in TABLES.items() if name != "samples"}
-
-
-Choose = Callable[[pa.Table], pa.Table]
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def run_study(tables: Path, out: Path, clip_below: float | None = None) -> Study
 def study_of(
     sweep: Mapping[str, pa.Table],
     clip_below: float | None = None,
-    choose: Choose | None = None,
+    chosen: pa.Table | None = None,
     linted: Mapping[str, pa.Table] | None = None,
 ) -> Study:
     """The study of tables already in memory.
@@ -72,13 +71,16 @@ def study_of(
     Args:
         sweep: the tables of `SWEEP_TABLES`.
         clip_below: as for `run_study`.
-        choose: takes all gains and gives those to study, for whoever studies a part of a table of scores. Lint and the
-            gains over epochs look at all.
+        chosen: those rows of the scores of fine-tunings that are studied, for whoever studies a part of a table of
+            scores; all of them by default. Lint and the gains over epochs look at all.
         linted: what lint looks at, where that is not `sweep`.
     """
     variants = trial_variants(*(sweep[name] for name in ("trials", "scores", "weight_change", "log_likelihood")))
     every = gain_table(sweep["scores"], variants)
-    gains = every if choose is None else _chosen(choose(every))
+    trials, scores, gains = sweep["trials"], sweep["scores"], every
+    if chosen is not None:
+        scores, gains = chosen, _of_scores(every, chosen)
+        trials = trials.filter(pc.is_in(trials["trial"], value_set=pc.unique(scores["trial"])))
     similarity = similarity_table(gains)
     clusterings = {kind: cluster(correlation_matrix(similarity, kind)) for kind in KINDS}
     changes = weight_change_by_depth(sweep["weight_change"], variants)
@@ -86,8 +88,8 @@ def study_of(
     updates = update_similarity(sketches, variants)
     placed = model_map(sweep["log_likelihood"], variants, clip_below)
     components, incomplete = pca_table(gains)
-    skipped = {**_skipped(clusterings, placed), **incomplete}
-    checks = check_table(*_studied(sweep, every, gains), gains, skipped)
+    skipped = {**_skipped(clusterings, placed), **incomplete, **not_comparable(gain_cells(gains))}
+    checks = check_table(trials, scores, gains, skipped)
     found = {
         "gains": gains,
         "gain_matrix": gain_matrix(gains),
@@ -113,23 +115,17 @@ def study_of(
         "checks": checks,
         "lint": lint_table(sweep if linted is None else linted),
     }
+    found["claims"] = claim_table(found)
     return Study({name: found[name] for name in STUDY_TABLES}, _summary(sweep, found, checks))
 
 
-def _chosen(gains: pa.Table) -> pa.Table:
-    """Some rows of a table of gains, with the variants and last epochs that they have among themselves."""
-    bare = gains.drop_columns(["variant", "final"])
-    return with_final(with_variants(bare, trial_variants(gains))).select(GAINS.names).cast(GAINS)
-
-
-def _studied(sweep: Mapping[str, pa.Table], every: pa.Table, gains: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The trials and scores that `gains` rest on: the sweep's, or those of the gains where they are a choice."""
-    trials, scores = sweep["trials"], sweep["scores"]
-    if gains.num_rows == every.num_rows:
-        return trials, scores
-    ours = [pc.is_in(scores[name], value_set=pc.unique(gains[name])) for name in ("trial", "epoch", "task")]
-    trials = trials.filter(pc.is_in(trials["trial"], value_set=pc.unique(gains["trial"])))
-    return trials, scores.filter(pc.and_(pc.and_(*ours[:2]), ours[2]))
+def _of_scores(every: pa.Table, scores: pa.Table) -> pa.Table:
+    """The gains of some of the scores, with the variants and last epochs that they have among themselves."""
+    place = ["trial", "epoch", "task", "metric"]
+    chosen = set(zip(*(scores[name].to_pylist() for name in place), strict=True))
+    kept = [key in chosen for key in zip(*(every[name].to_pylist() for name in place), strict=True)]
+    bare = every.filter(pa.array(kept, pa.bool_())).drop_columns(["variant", "final"])
+    return with_final(with_variants(bare, trial_variants(scores))).select(GAINS.names).cast(GAINS)
 
 
 def _skipped(clusterings: dict[str, Clustering], placed: ModelMap) -> dict[str, str]:

@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from raysft.store.columns import FLAG, REAL, TEXT, WHOLE, column
 from raysft.store.schema import IDENTITY
+from raysft.study.claims.schema import CLAIMS
 from raysft.study.statistics.schema import (
     LAYER_TESTS,
     MATRIX_COMPARISONS,
@@ -60,17 +61,18 @@ EPOCH_GAINS = pa.schema(
     [
         column("model", TEXT, "base model"),
         column("method", TEXT, "full, lora, ..."),
-        column("size", WHOLE, "training rows; null = all of the dataset", "rows"),
+        column("learning_rate", REAL, "peak learning rate"),
         column("schedule", TEXT, "learning rate schedule"),
+        column("epochs", WHOLE, "epochs the trials were planned for; null where not known", "epochs"),
+        column("size", WHOLE, "training rows; null = all of the dataset", "rows"),
         column("epoch", WHOLE, "epoch at whose end the checkpoints were taken", "epochs"),
         column("task", TEXT, "task"),
         column("gain", REAL, "mean over datasets of the mean over seeds of the gain, on the task's own scale"),
         column("scaled_gain", REAL, "the same mean of scaled_gain"),
         column("stderr", REAL, "standard error of scaled_gain from its spread over datasets; null with one dataset"),
+        column("datasets", WHOLE, "datasets averaged: those that have every epoch of the curve"),
         column(
-            "datasets",
-            WHOLE,
-            "datasets averaged: those that every size and epoch of the model, method and schedule has",
+            "same_datasets", FLAG, "whether curves of all sizes of such trials and this task are over the same ones"
         ),
     ]
 )
@@ -150,11 +152,12 @@ WEIGHT_CHANGE_BY_DEPTH = pa.schema(
 
 LAYER_SIMILARITY = pa.schema(
     [
+        _VARIANT,
         column("a", TEXT, "base model"),
         column("b", TEXT, "base model"),
         column("depth", REAL, "depth in the stack; null: the mean curve over all depths", "fraction"),
-        column("r", REAL, "Pearson correlation of the models' weight changes over (variant, dataset), or of curves"),
-        column("n", WHOLE, "pairs of variant and dataset, or depths, that both have"),
+        column("r", REAL, "Pearson correlation of the two models' weight changes over datasets, or of their curves"),
+        column("n", WHOLE, "datasets, or depths, that both have"),
         column("reason", TEXT, "why r is null"),
     ]
 )
@@ -312,4 +315,5 @@ STUDY_TABLES: dict[str, pa.Schema] = {
     "trajectories": TRAJECTORIES,
     "checks": CHECKS,
     "lint": LINT,
+    "claims": CLAIMS,
 }

@@ -30,7 +30,7 @@ def _call(*words: object) -> Result:
 
 
 def test_every_command_has_help() -> None:
-    names = ("init", "plan", "run", "embed", "status", "reduce", "study", "report", "doctor")
+    names = ("init", "plan", "run", "embed", "status", "reduce", "study", "report", "export", "doctor")
     assert all(name in _call("--help").stdout for name in names)
     for name in names:
         shown = _call(name, "--help")

@@ -262,8 +262,8 @@ def test_contaminated_pairs() -> None:
 
 def test_versions_that_changed_while_the_sweep_ran() -> None:
     costs = pa.Table.from_pylist([{"stage": "train", "key": key} for key in "abc"], schema=TABLES["costs"])
-    versions = ['{"torch": "2.12", "numpy": "2.4"}', '{"torch": "2.13", "numpy": "2.4"}', None]
-    costs = costs.append_column("versions", pa.array(versions, pa.string()))
+    versions = ["numpy 2.4; torch 2.12", "numpy 2.4; torch 2.13", None]
+    costs = costs.drop_columns(["versions"]).append_column("versions", pa.array(versions, pa.string()))
     scores = pa.Table.from_pylist(clean_rows(), schema=TABLES["scores"])
     (found,) = of(lint_table({"scores": scores, "costs": costs}).to_pylist(), "changed_version")
     assert (found["subject"], found["detail"]) == ("torch", "2.12 (1 results), 2.13 (1 results) in train")

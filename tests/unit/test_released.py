@@ -31,7 +31,7 @@ DATASETS = ("alpaca", "code", "flan", "math")
 TASKS = ("math-0shot", "gsm8k-0shot", "BoolQ-0shot", "Truthful_QA-0shot", "mtbench-total", "nq-5shot")
 FROM_SCORES = {
     *("gains", "gain_matrix", "epoch_gains", "similarity", "linkage", "pca", "pairs"),
-    *("matrix_comparisons", "noise_ceilings", "prediction", "checks", "lint"),
+    *("matrix_comparisons", "noise_ceilings", "prediction", "checks", "lint", "claims"),
 }
 SCALE = {"Truthful_QA-0shot": 0.01, "mtbench-total": 0.1}
 
@@ -154,6 +154,48 @@ def test_the_main_slice_leaves_mixtures_and_other_sizes_and_schedules_out(tmp_pa
     assert everything.tables["gains"].num_rows == plain.tables["gains"].num_rows + 5 * len(more)
 
 
+def few_rows(text: str, tmp_path: Path) -> ReleasedStudy:
+    path = tmp_path / "few.csv"
+    path.write_text(text)
+    return study_released(path, tmp_path / "few")
+
+
+def test_trials_that_differ_in_a_setting_are_trials_of_their_own(tmp_path: Path) -> None:
+    study = few_rows(
+        "model,dataset,lr,batch_size,t\nm,base,,,10\nm,d,1e-5,8,20\nm,d,1e-4,8,90\nm,d,1e-4,32,50\n", tmp_path
+    )
+    rows = study.tables["gains"].to_pylist()
+    assert sorted((row["learning_rate"], row["score"]) for row in rows) == [(1e-5, 20), (1e-4, 50), (1e-4, 90)]
+    assert {row["variant"] for row in rows} == {"unnamed method, lr 1e-05", "unnamed method, lr 0.0001"}
+    assert not [line for line in study.summary["left_out"] if "repeated" in line]
+
+
+def test_scores_in_two_rows_are_put_together_and_conflicts_are_an_error(tmp_path: Path) -> None:
+    study = few_rows("model,dataset,t,u\nm,base,10,\nm,base,,30\nm,d,20,40\nm,d,25,40\n", tmp_path)
+    assert {row["task"]: row["gain"] for row in study.tables["gains"].to_pylist()} == {"t": 10, "u": 10}
+    found = [row for row in study.tables["lint"].to_pylist() if row["check"] == "repeated_scores"]
+    assert [(row["severity"], row["subject"]) for row in found] == [("error", "m / d / epoch 1")]
+    assert "they differ in t" in found[0]["detail"]
+    assert "repeated rows: 2 scores of a model, trial and epoch that came before" in study.summary["left_out"]
+
+
+def test_none_right_of_a_known_number_of_items_has_an_error(tmp_path: Path) -> None:
+    study = few_rows("model,dataset,humaneval-0shot\nm,base,30\nn,base,40\nm,d,0\nn,d,50\n", tmp_path)
+    errors = {row["score"]: row["score_stderr"] for row in study.tables["gains"].to_pylist()}
+    p = 2 / 168  # Agresti and Coull: 0 of 164
+    assert errors[0] == pytest.approx(100 * np.sqrt(p * (1 - p) / 168))
+    assert errors[50] == pytest.approx(100 * np.sqrt(0.25 / 164))
+
+
+def test_coverage_of_a_slice_counts_what_was_chosen(tmp_path: Path) -> None:
+    rows = [row for row in made_rows() if not (row["model_name"] == "ant" and row["epoch"] == 0)]
+    study = studied(tmp_path, rows, Choice(methods=("full",), tasks=("math-0shot", "BoolQ-0shot")))
+    measured = study.summary["checks"]["cells_measured"]
+    assert (measured["value"], measured["of"]) == (3 * 4 * 2, 4 * 4 * 2)  # ant has no base model
+    unused = study.summary["checks"]["scores_unused"]
+    assert (unused["value"], unused["of"]) == (4 * 2, 4 * 4 * 2)
+
+
 DEGENERATE: dict[str, list[Row]] = {
     "one model": made_rows(models=("ant",)),
     "one dataset": made_rows(datasets=("math",)),
@@ -205,7 +247,8 @@ def test_a_csv_of_another_shape(tmp_path: Path) -> None:
         read_released(path)
     study = study_released(path, tmp_path / "out", columns={"model": "checkpoint"})
     assert study.tables["gains"].num_rows == 2 * 3 * 2
-    assert study.summary["read"]["not_read"] == ["Not read: lr, not a score", "Not read: who, no numbers"]
+    assert study.summary["read"]["not_read"] == ["Not read: who, no numbers"]
+    assert study.summary["read"]["columns"]["learning_rate"] == "lr"
     assert study.summary["chosen"]["sizes"] == "not in this file: size"
 
 
@@ -220,11 +263,15 @@ def test_a_csv_of_another_shape(tmp_path: Path) -> None:
         ("model,dataset,epoch,t\nm,d,ten,1\n", "row 2: epoch is 'ten'"),
         ("model,dataset,size,t\nm,d,-5,1\n", "row 2: size is -5"),
         ("model,dataset,t\n,d,1\n", "row 2: no model"),
+        ("model,dataset,epoch,t\nm,,10,90\n", "row 2: epoch 10 of a dataset without a name"),
+        ("model,dataset,epoch,t\nm,d,2024-01-01,1\n", "row 2: epoch is .*, a number from 0"),
+        ("model,dataset,t\nm\u00e9,base,1\n", "column 'model' is not UTF-8"),
+        ("mod\u00e9l,dataset,t\nm,base,1\n", "not UTF-8"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_line(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "bad.csv"
-    path.write_text(content)
+    path.write_text(content, encoding="latin-1")
     with pytest.raises(ReleasedError, match=message) as caught:
         read_released(path)
     assert "\n" not in str(caught.value)
@@ -255,6 +302,10 @@ def test_the_command_prints_what_was_chosen_and_found(made: Path, tmp_path: Path
             "--models eel: not among these scores, which have ant",
         ),
         (["--released", "{made}", "--out", "{out}", "--column", "model"], "ROLE=NAME is wanted"),
+        (["--released", "{made}", "--out", "{made}"], "a file; a folder for the study is wanted"),
+        (["sweep.yaml", "--released", "{made}", "--out", "{out}"], "the sweep does not go with --released"),
+        (["--released", "{made}", "--out", "{out}", "--clip-below", "-5"], "--clip-below does not go with --released"),
+        (["sweep.yaml", "--models", "ant"], "--models does not go with a sweep"),
         (["--released", "{made}", "--out", "{out}", "--column", "animal=x"], "animal is none of model, dataset"),
     ],
 )

@@ -239,7 +239,11 @@ def test_degrees_of_freedom_are_those_of_where_the_predictor_varies() -> None:
     by_model, by_dataset = random.normal(size=7)[groups[0]], random.normal(size=6)[groups[1]]
     assert mixed_effects(by_model, y, groups).df == 5
     assert mixed_effects(by_dataset, y, groups).df == 4
-    assert mixed_effects(by_model + by_dataset, y, groups).df == 4
+    assert 4 < mixed_effects(by_model + by_dataset, y, groups).df < 9
+    # A count of tokens that hardly differs between tokenizers is a property of the dataset.
+    nearly = by_dataset + 0.01 * random.normal(size=42)
+    assert mixed_effects(nearly, y, groups).df == pytest.approx(4, abs=0.1)
+    assert mixed_effects(random.normal(size=42), y, groups).df > 25
 
 
 def test_a_clustered_pair_is_a_t_test_of_models_where_models_are_all_that_differs() -> None:

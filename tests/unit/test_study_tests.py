@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,9 @@ import pytest
 
 from raysft.store.schema import TABLES
 from raysft.study.ceilings import noise_ceiling_table
+from raysft.study.cells import Cell, not_comparable, slices
 from raysft.study.comparisons import comparison_table
+from raysft.study.epochs import epoch_gains_table
 from raysft.study.layer_tests import layer_test_table
 from raysft.study.run import SWEEP_TABLES, study_of
 from raysft.study.schema import GAINS, MAP_DISTANCES, STUDY_TABLES, WEIGHT_CHANGE_BY_DEPTH
@@ -174,3 +177,80 @@ def test_a_sweep_too_small_for_a_test_gives_its_reason(sweep: Sweep | None) -> N
     assert all(row["reason"] for row in found["layer_tests"].to_pylist() if row["p"] is None)
     assert all(row["reason"] for row in found["matrix_comparisons"].to_pylist() if row["p"] is None)
     assert all(row["reason"] for row in found["noise_ceilings"].to_pylist() if row["ceiling"] is None)
+
+
+def test_a_common_error_of_base_scores_makes_no_matrices_agree() -> None:
+    """Two methods whose gains are noise, less one base score that both are measured from."""
+    random = np.random.default_rng(5)
+    positive = {"task": 0, "model": 0}
+    for _ in range(20):
+        rows = []
+        for task in "stuvw":
+            base = random.normal(size=(MODELS, 1, 1))
+            rows += [
+                gain_rows(random.normal(size=(MODELS, DATASETS, 1)) - base, task, method) for method in ("full", "lora")
+            ]
+        table = gain_table_of(*rows)
+        found = comparison_table(table, similarity_table(table), MAP_DISTANCES.empty_table()).to_pylist()
+        for kind in positive:
+            positive[kind] += next(row["p"] for row in found if row["a"] == f"{kind}: full") < 0.05
+    assert max(positive.values()) <= 4  # 0.3% by chance; without centring about 18
+
+
+def test_means_over_tasks_are_of_pairs_that_have_them_all() -> None:
+    cells = [
+        Cell("full", model, dataset, task, False, 1.0, 0.0)
+        for model, dataset, task in product("ab", "xy", "stu")
+        if (model, dataset, task) != ("a", "x", "s") and (task != "u" or (model, dataset) == ("b", "y"))
+    ]
+    (whole,) = (part for part in slices(cells) if part.scope == "all")
+    assert set(whole.gains()) == {("a", "y"), ("b", "x"), ("b", "y")}
+    assert {cell.task for cell in whole.cells} == {"s", "t"}
+    assert not_comparable(cells) == {
+        "u in means over tasks of full": "fewer than half of the pairs have it",
+        "1 of 4 pairs in means over tasks of full": "some task is missing",
+    }
+
+
+def test_a_seed_that_moves_all_tasks_is_noise_that_no_mean_over_tasks_takes_away() -> None:
+    random = np.random.default_rng(3)
+    noise = random.normal(size=(MODELS, DATASETS, 2))
+    rows = [gain_rows(noise, task, seeds=2) for task in "stuvw"]
+    row = next(
+        r
+        for r in noise_ceiling_table(gain_table_of(*rows)).to_pylist()
+        if (r["scope"], r["effects"]) == ("all", "none")
+    )
+    expected = noise.var(axis=2, ddof=1).mean() / 2
+    assert row["seed_noise"] == pytest.approx(expected)
+    assert row["seed_df"] == MODELS * DATASETS
+
+
+def test_curves_are_of_datasets_that_have_every_epoch() -> None:
+    subject: dict[str, object] = {
+        "model": "m",
+        "method": "full",
+        "schedule": "constant",
+        "task": "t",
+        "primary": True,
+        "seed": 0,
+    }
+    at = [("a", 1000, 1, 0.1), ("a", 1000, 2, 0.2), ("b", 1000, 1, 0.3), ("b", 1000, 2, 0.6), ("c", 1000, 2, 9.0)]
+    at += [("a", 20000, 1, 0.5), ("a", 20000, 2, 0.7)]
+    rows = [
+        {**subject, "dataset": d, "size": s, "epoch": e, "gain": g, "scaled_gain": g, "learning_rate": 1e-5}
+        for d, s, e, g in at
+    ]
+    rows.append({**rows[0], "learning_rate": 1e-3, "gain": 5.0, "scaled_gain": 5.0})
+    found = epoch_gains_table(pa.Table.from_pylist(rows, GAINS)).to_pylist()
+    curve = {(row["learning_rate"], row["size"], row["epoch"]): (row["gain"], row["datasets"]) for row in found}
+    assert curve == {  # b has no 20,000 rows, c no first epoch
+        (1e-5, 1000, 1): (0.1, 1),
+        (1e-5, 1000, 2): (0.2, 1),
+        (1e-5, 20000, 1): (0.5, 1),
+        (1e-5, 20000, 2): (0.7, 1),
+        (1e-3, 1000, 1): (5.0, 1),
+    }
+    alone = epoch_gains_table(pa.Table.from_pylist([row for row in rows if row["size"] == 1000], GAINS)).to_pylist()
+    of_both = next(row for row in alone if row["epoch"] == 2)
+    assert (of_both["gain"], of_both["datasets"]) == (pytest.approx(0.4), 2)

@@ -38,17 +38,17 @@ class Copy:
 def duplicate_findings(sheet: Sheet) -> Iterator[Finding]:
     """Groups of rows that are identical, then pairs that agree too often to be two measurements."""
     copied = copied_pairs(sheet.values, [str(subject["model"]) for subject in sheet.subjects])
-    same: set[tuple[int, int]] = set()
-    for rows in identical_rows(sheet.values):
-        pairs = {(first, second) for at, first in enumerate(rows) for second in rows[at + 1 :]}
-        same |= pairs
+    groups = identical_rows(sheet.values)
+    group = {row: at for at, rows in enumerate(groups) for row in rows}
+    proved = {group[first] for first, second in copied if first in group and group[first] == group.get(second)}
+    for at, rows in enumerate(groups):
         scores = int(np.isfinite(sheet.values[rows[0]]).sum())
-        proven = any(pair in copied for pair in pairs)
+        proven = at in proved
         detail = f"identical in all {scores} scores"
         detail += "" if proven else "; of so few items that it may be a tie"
         yield _finding(sheet, rows, "error" if proven else "warning", detail)
     for (first, second), copy in sorted(copied.items()):
-        if (first, second) not in same:
+        if first not in group or group[first] != group.get(second):
             both = np.isfinite(sheet.values[first]) & np.isfinite(sheet.values[second])
             equal = [sheet.columns[at] for at in np.flatnonzero(sheet.values[first] == sheet.values[second])]
             detail = f"equal to the last digit in {len(equal)} of {both.sum()} scores, {copy.telling} of which hardly "
@@ -61,7 +61,7 @@ def _finding(sheet: Sheet, rows: list[int], severity: str, detail: str) -> Findi
     base = not sheet.tuned[rows].any()
     if base and severity == "error":
         detail += "; gains of all but one of these models are measured from the scores of another"
-    subject = listed(sheet.label(row) for row in rows).replace(", ", " = ")
+    subject = listed((sheet.label(row) for row in rows), " = ")
     return Finding("duplicate_baseline" if base else "duplicate_scores", severity, subject, detail)
 
 

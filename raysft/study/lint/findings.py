@@ -23,11 +23,11 @@ class Finding:
     detail: str
 
 
-def listed(names: Iterable[object]) -> str:
-    """Names joined by commas, the first six and how many more."""
+def listed(names: Iterable[object], between: str = ", ") -> str:
+    """Names joined by `between`, the first six and how many more."""
     found = [str(name) for name in names]
     more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
-    return ", ".join(found[:_LISTED]) + more
+    return between.join(found[:_LISTED]) + more
 
 
 def share(count: int, of: int) -> str:

@@ -10,6 +10,7 @@ from raysft.store.schema import IDENTITY
 from raysft.study.lint.duplicates import duplicate_findings
 from raysft.study.lint.findings import SEVERITIES, Finding
 from raysft.study.lint.missing import missing_findings
+from raysft.study.lint.repeated import repeated_findings
 from raysft.study.lint.runs import (
     contamination_findings,
     diverged_findings,
@@ -63,6 +64,7 @@ def _score_findings(scores: pa.Table) -> Iterator[Finding]:
     for check in (duplicate_findings, scale_findings, constant_findings, missing_findings):
         yield from check(sheet)
     yield from format_findings(scores)
+    yield from repeated_findings(scores)
 
 
 def _record_findings(sweep: Mapping[str, pa.Table]) -> Iterator[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -72,11 +71,12 @@ def seed_findings(trials: pa.Table) -> Iterator[Finding]:
 def version_findings(costs: pa.Table) -> Iterator[Finding]:
     """Results of one stage that were made with different versions of a package.
 
-    `costs` has a column `versions`, JSON of package to version, as every result's own metadata has it.
+    `costs` has a column `versions`, such as `raysft 0.1.0; torch 2.13.0`.
     """
     seen: dict[tuple[str, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for stage, text in zip(costs["stage"].to_pylist(), costs["versions"].to_pylist(), strict=True):
-        for package, version in json.loads(text or "{}").items():
+        for words in text.split("; ") if text else ():
+            package, _, version = words.partition(" ")
             seen[stage, package][version] += 1
     changed: dict[tuple[str, str], list[str]] = defaultdict(list)
     for (stage, package), versions in sorted(seen.items()):

@@ -38,12 +38,16 @@ class Sheet:
 
     def label(self, row: int) -> str:
         """`model / dataset / method / 1000 rows / cosine / seed 0 / epoch 10`, without what is not known."""
-        subject = self.subjects[row]
-        if subject["trial"] is None:
-            return f"{subject['model']} (base)"
-        words = {"size": "{} rows", "seed": "seed {}", "epoch": "epoch {}"}
-        known = [(name, subject[name]) for name in FIELDS if subject[name] is not None]
-        return " / ".join(words.get(name, "{}").format(value) for name, value in known)
+        return label_of(self.subjects[row])
+
+
+def label_of(subject: Mapping[str, object]) -> str:
+    """The name of a checkpoint with the columns `FIELDS` and `trial`."""
+    if subject["trial"] is None:
+        return f"{subject['model']} (base)"
+    words = {"size": "{} rows", "seed": "seed {}", "epoch": "epoch {}"}
+    known = [(name, subject[name]) for name in FIELDS if subject[name] is not None]
+    return " / ".join(words.get(name, "{}").format(value) for name, value in known)
 
 
 def score_sheet(scores: pa.Table) -> Sheet:

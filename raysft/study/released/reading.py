@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from raysft.store.schema import TABLES
-from raysft.study.gains import score_scale
+from raysft.study.gains import floored_error, score_scale
 from raysft.study.released.benchmarks import benchmark_of
 from raysft.study.tables import Reals, real_array, reals
 
@@ -32,6 +32,7 @@ NAMES = {
     "model": ("model_name", "model", "base_model"),
     "dataset": ("data_name", "dataset", "data", "dataset_name", "training_data"),
     "method": ("method", "lora"),
+    "learning_rate": ("learning_rate", "lr"),
     "size": ("data_size", "size", "samples", "n_samples"),
     "schedule": ("lr_strategy", "schedule", "lr_scheduler", "lr_scheduler_type"),
     "epoch": ("epoch", "epochs"),
@@ -39,11 +40,11 @@ NAMES = {
 }
 _NEEDED = ("model", "dataset")
 _BASES = frozenset({"base", "pretrain", "pretrained", "none", ""})
+_NAMELESS = frozenset({"none", ""})
 _TRUTH = {"true": "lora", "false": "full", "1": "lora", "0": "full", "1.0": "lora", "0.0": "full"}
-# Numbers about a model that are no scores of it.
-_SETTINGS = frozenset(
-    {"id", "index", "lr", "learning_rate", "batch_size", "weight_decay", "rank", "alpha", "max_length"}
-)
+# Numbers about a fine-tuning that are no scores of it, and tell it from others.
+_SETTINGS = frozenset({"batch_size", "weight_decay", "rank", "alpha", "max_length", "warmup", "warmup_ratio"})
+_INDEX = frozenset({"id", "index"})
 
 Row = dict[str, Any]
 
@@ -82,7 +83,7 @@ def read_released(path: Path, columns: Mapping[str, str] | None = None) -> Relea
     table = _read(path)
     roles = _roles(path, table.column_names, columns or {})
     names = [name for name in table.column_names if name not in roles.values() and not _is_index(name)]
-    about = {alias for aliases in NAMES.values() for alias in aliases} | _SETTINGS
+    about = {alias for aliases in NAMES.values() for alias in aliases} | _SETTINGS | _INDEX
     read = [name for name in names if name.strip().lower() not in about]
     tasks = [name for name in read if pa.types.is_integer(kind := table[name].type) or pa.types.is_floating(kind)]
     # A column without any value has no type; it is a benchmark that nobody was scored on, or a note that nobody left.
@@ -90,9 +91,11 @@ def read_released(path: Path, columns: Mapping[str, str] | None = None) -> Relea
     if not tasks:
         raise ReleasedError(f"{path}: no column of numbers beside {', '.join(roles.values())}, so there are no scores")
     notes = tuple(
-        f"Not read: {name}, {'no numbers' if name in read else 'not a score'}" for name in names if name not in tasks
+        f"Not read: {name}, {'no numbers' if name in read else 'not a score'}"
+        for name in names
+        if name not in tasks and name.strip().lower() not in _SETTINGS
     )
-    subjects = _subjects(path, table, roles)
+    subjects = _subjects(path, table, roles, [name for name in names if name.strip().lower() in _SETTINGS])
     tasks = [name for name in names if name in tasks]
     return Released(_trials(subjects), _scores(subjects, table, tasks), roles, notes)
 
@@ -102,11 +105,16 @@ def _read(path: Path) -> pa.Table:
         raise ReleasedError(f"{path}: not a file; a CSV of released scores is wanted")
     try:
         table = pa.csv.read_csv(path, convert_options=pa.csv.ConvertOptions(strings_can_be_null=True))
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        twice = [name for name, count in Counter(table.column_names).items() if count > 1]
+    except UnicodeDecodeError as error:
+        raise ReleasedError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
+    except pa.ArrowInvalid as error:
         raise ReleasedError(f"{path}: not a CSV ({str(error).splitlines()[0]})") from error
-    twice = [name for name, count in Counter(table.column_names).items() if count > 1]
     if twice:
         raise ReleasedError(f"{path}: two columns are called {twice[0]!r}")
+    foreign = next((field.name for field in table.schema if pa.types.is_binary(field.type)), None)
+    if foreign is not None:
+        raise ReleasedError(f"{path}: column {foreign!r} is not UTF-8")
     if not table.num_rows:
         raise ReleasedError(f"{path}: no rows below the header")
     return table
@@ -138,60 +146,73 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
 
 
-def _subjects(path: Path, table: pa.Table, roles: Mapping[str, str]) -> list[Row]:
-    """Identity columns of each row of the CSV; `trial` null for a base model."""
+def _subjects(path: Path, table: pa.Table, roles: Mapping[str, str], settings: list[str]) -> list[Row]:
+    """Identity columns of each row of the CSV; `trial` null for a base model.
+
+    How many epochs a trial was planned for is in no file: the last row that it has may be missing.
+    """
     blank = [None] * table.num_rows
     columns = {role: table[roles[role]].to_pylist() if role in roles else blank for role in NAMES}
-    subjects = [
-        _subject(path, at, dict(zip(columns, row, strict=True)))
+    set_to = table.select(settings).to_pylist() if settings else [{}] * table.num_rows
+    return [
+        _subject(path, at, dict(zip(columns, row, strict=True)), set_to[at])
         for at, row in enumerate(zip(*columns.values(), strict=True))
     ]
-    planned: dict[str, int] = {}
-    for subject in subjects:
-        if subject["trial"] is not None:
-            planned[subject["trial"]] = max(planned.get(subject["trial"], 0), subject["epoch"])
-    return [{**subject, "epochs": planned.get(subject["trial"])} for subject in subjects]
 
 
-def _subject(path: Path, at: int, row: Row) -> Row:
+def _subject(path: Path, at: int, row: Row, settings: Row) -> Row:
     where = f"{path}: row {at + 2}"
     model, dataset = row["model"], "" if row["dataset"] is None else str(row["dataset"]).strip()
     if model is None or not str(model).strip():
         raise ReleasedError(f"{where}: no model")
     epoch = _whole(where, "epoch", row["epoch"])
     if dataset.lower() in _BASES or epoch == 0:
-        blank = dict.fromkeys(("trial", "dataset", "method", "size", "schedule", "seed"))
+        if epoch and dataset.lower() in _NAMELESS:
+            raise ReleasedError(f"{where}: epoch {epoch} of a dataset without a name; a base model has epoch 0 or none")
+        blank = dict.fromkeys(("trial", "dataset", "method", "learning_rate", "size", "schedule", "seed"))
         return {**blank, "model": str(model).strip(), "epoch": 0}
     method = row["method"]
     subject = {
         "model": str(model).strip(),
         "dataset": dataset,
         "method": None if method is None else _TRUTH.get(str(method).lower(), str(method)),
+        "learning_rate": _real(where, "learning_rate", row["learning_rate"]),
         "size": _whole(where, "size", row["size"]),
         "schedule": None if row["schedule"] is None else str(row["schedule"]),
         "seed": _whole(where, "seed", row["seed"]),
     }
-    key = hashlib.sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps({**subject, **settings}, sort_keys=True, default=str).encode()).hexdigest()[:16]
     return {**subject, "trial": key, "epoch": 1 if epoch is None else epoch}
 
 
 def _whole(where: str, role: str, value: object) -> int | None:
+    number = _real(where, role, value)
+    if number is not None and number != int(number):
+        raise ReleasedError(f"{where}: {role} is {value!r}, a whole number from 0 is wanted")
+    return None if number is None else int(number)
+
+
+def _real(where: str, role: str, value: object) -> float | None:
     if value is None or value == "":
         return None
     try:
-        number = float(value)  # type: ignore[arg-type]  # a text that is no number is what the error is for
-    except ValueError:
+        number = float(value)  # type: ignore[arg-type]  # what is no number is what the error is for
+    except (ValueError, TypeError):
         number = np.nan
-    if not np.isfinite(number) or number != int(number) or number < 0:
-        raise ReleasedError(f"{where}: {role} is {value!r}, a whole number from 0 is wanted")
-    return int(number)
+    if not np.isfinite(number) or number < 0:
+        raise ReleasedError(f"{where}: {role} is {value!r}, a number from 0 is wanted")
+    return number
 
 
 def _trials(subjects: list[Row]) -> pa.Table:
     first = {(row["model"], row["trial"]): row for row in reversed(subjects)}
+    last: dict[tuple[object, object], int] = {}
+    for row in subjects:
+        place = (row["model"], row["trial"])
+        last[place] = max(last.get(place, 0), row["epoch"])
     rows = [
-        {**row, "epoch": row["epochs"] or 0, "kind": "base" if row["trial"] is None else "fine-tuning"}
-        for row in reversed(list(first.values()))
+        {**row, "epoch": last[place], "kind": "base" if row["trial"] is None else "fine-tuning"}
+        for place, row in reversed(list(first.items()))
     ]
     rows = [{**row, "method_kind": row["method"] if row["method"] in ("full", "lora") else None} for row in rows]
     return pa.Table.from_pylist(rows, schema=TABLES["trials"])
@@ -219,7 +240,7 @@ def _of_task(identity: pa.Table, name: str, values: Reals) -> pa.Table:
     }
     if about.items:
         columns["n"] = pa.array([about.items] * len(values), pa.int64())
-        columns["stderr"] = real_array(scale * np.sqrt(share * (1 - share) / about.items))
+        columns["stderr"] = real_array(scale * floored_error(share, about.items))
     if about.chance is not None:
         columns["chance"] = pa.array([about.chance * scale] * len(values), pa.float64())
     rows = identity

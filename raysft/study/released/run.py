@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysft.study.released.reading import Released, base_models, read_released
-from raysft.study.released.selection import Choice, select_gains, unmeasured
+from raysft.study.released.reading import Released, ReleasedError, base_models, read_released
+from raysft.study.released.selection import Choice, select_scores
 from raysft.study.run import Study, study_of
 from raysft.study.tables import write_json, write_table
 
@@ -45,34 +45,31 @@ def study_released(
     Raises:
         ReleasedError: the file cannot be read as released scores, or does not have what was chosen.
     """
+    if out.exists() and not out.is_dir():
+        raise ReleasedError(f"{out}: a file; a folder for the study is wanted")
     study = study_of_released(read_released(csv, columns), choice or Choice())
     for name, table in study.tables.items():
         write_table(table, out / TABLES / f"{name}.parquet")
-    for name in ("trials", "scores"):
-        write_table(study.released.tables[name], out / SWEEP / f"{name}.parquet")
+    write_table(study.released.trials, out / SWEEP / "trials.parquet")
+    write_table(_first_of_each(study.released.scores)[0], out / SWEEP / "scores.parquet")
     write_json(study.summary, out / SUMMARY)
     return study
 
 
 def study_of_released(released: Released, choice: Choice) -> ReleasedStudy:
     """The study of a file already read."""
-    chosen: dict[str, str] = {}
-    skipped: dict[str, str] = {}
-
-    def choose(every: pa.Table) -> pa.Table:
-        skipped.update(_without_gains(released.scores, every))
-        gains, said = select_gains(every, choice)
-        chosen.update(said, scales=_scales(gains))
-        if not gains.num_rows:
-            skipped["every statistic"] = "no gain is left to study"
-        return gains
-
     scores, doubled = _first_of_each(released.scores)
+    chosen, said = select_scores(scores.filter(pc.is_valid(scores["trial"])), choice)
+    # Lint is there to see the repeated rows, which are no part of the statistics.
+    study = study_of({**released.tables, "scores": scores}, chosen=chosen, linted=released.tables)
+    gains = study.tables["gains"]
+    skipped = _without_gains(scores, chosen, gains)
     if doubled:
         skipped["repeated rows"] = f"{doubled} scores of a model, trial and epoch that came before"
-    # Lint is there to see the repeated rows, which are no part of the statistics.
-    study = study_of({**released.tables, "scores": scores}, choose=choose, linted=released.tables)
-    return ReleasedStudy(study.tables, _summary(released, chosen, study, skipped), released)
+    if not gains.num_rows:
+        skipped["every statistic"] = "no gain is left to study"
+    said["scales"] = _scales(gains)
+    return ReleasedStudy(study.tables, _summary(released, said, study, skipped), released)
 
 
 def _scales(gains: pa.Table) -> str:
@@ -82,24 +79,26 @@ def _scales(gains: pa.Table) -> str:
     return "; ".join(f"{scale:g}: {', '.join(tasks)}" for scale, tasks in found.items()) or "no gains"
 
 
-def _without_gains(scores: pa.Table, every: pa.Table) -> dict[str, str]:
+def _without_gains(scores: pa.Table, chosen: pa.Table, gains: pa.Table) -> dict[str, str]:
     bases = set(base_models(scores))
-    tuned = set(pc.unique(scores.filter(pc.is_valid(scores["trial"]))["model"]).to_pylist())
-    skipped = {f"gains of {model}": "no scores of the base model" for model in sorted(tuned - bases)}
-    tasks = pc.unique(scores["task"]).to_pylist()
-    return skipped | {
-        f"gains in {task}": "not measured in a base model and its tunings" for task in unmeasured(every, tasks)
+    skipped = {
+        f"gains of {model}": "no scores of the base model"
+        for model in sorted(set(pc.unique(chosen["model"]).to_pylist()) - bases)
     }
+    known = set(pc.unique(gains["task"]).to_pylist())
+    tasks = [task for task in pc.unique(chosen["task"]).to_pylist() if task not in known]
+    return skipped | {f"gains in {task}": "not measured in a base model and its tunings" for task in tasks}
 
 
 def _first_of_each(scores: pa.Table) -> tuple[pa.Table, int]:
-    """Each checkpoint's and base model's scores once, and how many came again."""
-    seen: set[tuple[object, ...]] = set()
-    kept = []
-    for key in zip(*(scores[name].to_pylist() for name in ("model", "trial", "epoch", "task")), strict=True):
-        kept.append(key not in seen)
-        seen.add(key)
-    return scores.filter(pa.array(kept, pa.bool_())), kept.count(False)
+    """Each checkpoint's and base model's scores once, the first that is there, and how many came again."""
+    keys = list(zip(*(scores[name].to_pylist() for name in ("model", "trial", "epoch", "task")), strict=True))
+    first: dict[tuple[object, ...], int] = {}
+    known = scores["value"].is_valid().to_pylist()
+    for at, key in sorted(enumerate(keys), key=lambda place: not known[place[0]]):  # stable: those that are there first
+        first.setdefault(key, at)
+    kept = sorted(first.values())
+    return scores.take(pa.array(kept, pa.int64())), sum(known) - sum(known[at] for at in kept)
 
 
 def _summary(released: Released, chosen: Mapping[str, str], study: Study, skipped: Mapping[str, str]) -> dict[str, Any]:

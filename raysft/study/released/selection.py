@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysft.study.released.reading import ReleasedError
-from raysft.study.tables import reals
+from raysft.study.variants import with_final
 
 # The twelve benchmarks of arXiv 2506.14681: zero-shot, and two judged by a model.
 TASKS = (
@@ -67,8 +66,8 @@ _MAIN: dict[str, Callable[[str], bool]] = {
 }
 
 
-def select_gains(gains: pa.Table, choice: Choice) -> tuple[pa.Table, dict[str, str]]:
-    """The chosen rows of a table of schema `GAINS`, and for every axis what was chosen, for people.
+def select_scores(scores: pa.Table, choice: Choice) -> tuple[pa.Table, dict[str, str]]:
+    """The chosen rows of the scores of fine-tunings, and for every axis what was chosen, for people.
 
     Raises:
         ReleasedError: a name, size or epoch that the scores do not have.
@@ -76,58 +75,61 @@ def select_gains(gains: pa.Table, choice: Choice) -> tuple[pa.Table, dict[str, s
     chosen: dict[str, str] = {}
     for field in fields(choice):
         wanted = getattr(choice, field.name)
-        gains, chosen[field.name] = _narrow(gains, field.name, wanted)
-    return gains, chosen
+        scores, chosen[field.name] = _narrow(scores, field.name, wanted)
+    return scores, chosen
 
 
-def _narrow(gains: pa.Table, axis: str, wanted: tuple[str, ...] | None) -> tuple[pa.Table, str]:
+def _narrow(scores: pa.Table, axis: str, wanted: tuple[str, ...] | None) -> tuple[pa.Table, str]:
     column = _COLUMNS[axis]
-    texts = [None if value is None else str(value) for value in gains[column].to_pylist()]
+    texts = [None if value is None else str(value) for value in scores[column].to_pylist()]
     there = _ordered(text for text in set(texts) if text is not None)
     if not there:
-        return gains, f"not in this file: {column}"
+        return scores, f"not in this file: {column}"
     if wanted is None:
-        return _main_slice(gains, axis, texts, there)
+        return _main_slice(scores, axis, texts, there)
     if wanted == (EVERY,):
-        return gains, f"all {len(there)}: {', '.join(there)}"
+        return scores, f"all {len(there)}: {', '.join(there)}"
     if axis == "epochs" and wanted == (LAST,):
-        return _last(gains)
+        return _last(scores)
     strange = [name for name in wanted if name not in there]
     if strange:
         raise ReleasedError(f"--{axis} {strange[0]}: not among these scores, which have {', '.join(there)}")
-    return _keep(gains, texts, wanted), ", ".join(wanted)
+    return _keep(scores, texts, wanted), ", ".join(wanted)
 
 
-def _main_slice(gains: pa.Table, axis: str, texts: list[str | None], there: list[str]) -> tuple[pa.Table, str]:
+def _main_slice(scores: pa.Table, axis: str, texts: list[str | None], there: list[str]) -> tuple[pa.Table, str]:
     if axis == "epochs":
-        return _last(gains)
+        return _last(scores)
     main = [name for name in there if axis not in _MAIN or _MAIN[axis](name)]
     if axis == "tasks":
         main = [name for name in TASKS if name in main]
-    if not main or len(main) == len(there):
-        return gains, f"all {len(there)}: {', '.join(there)}"
+    unknown = texts.count(None)
+    if not main or (len(main) == len(there) and not unknown):
+        return scores, f"all {len(there)}: {', '.join(there)}"
     left = len(there) - len(main)
-    return _keep(gains, texts, main), f"{', '.join(main)} (main slice; {left} more, --{axis} every)"
+    nameless = f", and {unknown} scores of rows without one" if unknown else ""
+    return _keep(scores, texts, main), f"{', '.join(main)} (main slice; {left} more{nameless}, --{axis} every)"
 
 
-def _last(gains: pa.Table) -> tuple[pa.Table, str]:
-    kept = gains.filter(gains["final"])
+def _last(scores: pa.Table) -> tuple[pa.Table, str]:
+    # Of what is chosen on the other axes, each trial's last epoch that has a score.
+    measured = with_final(scores.filter(pc.is_valid(scores["value"])))
+    kept = scores.filter(_among(scores, measured.filter(measured["final"])))
     found = _ordered({str(epoch) for epoch in kept["epoch"].to_pylist()})
     return kept, f"the last of each trial: {', '.join(found)}"
 
 
-def _keep(gains: pa.Table, texts: list[str | None], names: Iterable[str]) -> pa.Table:
+def _among(scores: pa.Table, last: pa.Table) -> pa.Array:
+    places = set(zip(last["trial"].to_pylist(), last["epoch"].to_pylist(), strict=True))
+    pairs = zip(scores["trial"].to_pylist(), scores["epoch"].to_pylist(), strict=True)
+    return pa.array([pair in places for pair in pairs], pa.bool_())
+
+
+def _keep(scores: pa.Table, texts: list[str | None], names: Iterable[str]) -> pa.Table:
     wanted = frozenset(names)
-    return gains.filter(pa.array([text in wanted for text in texts], pa.bool_()))
+    return scores.filter(pa.array([text in wanted for text in texts], pa.bool_()))
 
 
 def _ordered(names: Iterable[str]) -> list[str]:
     """Numbers by their value, then names."""
-    return sorted(names, key=lambda name: (0, float(name), name) if name.isdigit() else (1, 0.0, name))
-
-
-def unmeasured(gains: pa.Table, tasks: Iterable[str]) -> list[str]:
-    """Those of `tasks` without a single gain."""
-    known = gains.filter(pa.array(np.isfinite(reals(gains, "gain")), pa.bool_()))
-    there = set(pc.unique(known["task"]).to_pylist())
-    return [task for task in tasks if task not in there]
+    return sorted(names, key=lambda name: (0, float(name), name) if name.isdecimal() else (1, 0.0, name))

@@ -81,7 +81,7 @@ def hold_out(x: Reals, y: Reals, held: Labels, kept: Labels, form: str = "added"
             predicted[out] = baseline[out]
             continue
         if form == "alone":
-            predicted[out] = _ridge(x[~out], y[~out], groups[~out], x[out])
+            predicted[out] = ridge(x[~out], y[~out], groups[~out], x[out])
             continue
         left_x, left_y = _less_the_others(x[~out], within[~out]), _less_the_others(y[~out, None], within[~out])[:, 0]
         usable = np.isfinite(left_y)
@@ -89,7 +89,7 @@ def hold_out(x: Reals, y: Reals, held: Labels, kept: Labels, form: str = "added"
             continue
         moved = x[out] - _means(x[~out], within[~out], within[out])
         known = np.isfinite(moved).all(axis=1)
-        correction = _ridge(left_x[usable], left_y[usable], groups[~out][usable], moved[known])
+        correction = ridge(left_x[usable], left_y[usable], groups[~out][usable], moved[known])
         predicted[np.flatnonzero(out)[known]] = baseline[np.flatnonzero(out)[known]] + correction
     return HeldOut(y, predicted, baseline, groups)
 
@@ -110,7 +110,7 @@ def accuracy(found: HeldOut, seed: int = 0) -> Accuracy:
     total = float(((actual - actual.mean()) ** 2).sum())
     if theirs.sum() <= 1e-20 * total:
         return Accuracy(n, len(names), baseline_r2=1.0, reason="the mean of the others is never wrong")
-    low, high = _skill_interval(_sums(group, ours), _sums(group, theirs), seed)
+    low, high = skill_interval(_sums(group, ours), _sums(group, theirs), seed)
     return Accuracy(
         n,
         len(names),
@@ -153,7 +153,7 @@ def _less_the_others(values: Reals, within: np.ndarray) -> Reals:
     return np.divide((values - mean) * counts, counts - 1, out=np.full_like(values, np.nan), where=counts > 1)
 
 
-def _ridge(x: Reals, y: Reals, groups: np.ndarray, new: Reals) -> Reals:
+def ridge(x: Reals, y: Reals, groups: np.ndarray, new: Reals) -> Reals:
     """Ridge regression fitted to x, y, at `new`, under the penalty that predicts held-out groups of its own best."""
     mean, spread = x.mean(axis=0), x.std(axis=0)
     scale = np.where(spread > 1e-10 * np.abs(x).max(axis=0), spread, np.inf)  # inf: a constant column says nothing
@@ -187,7 +187,7 @@ def _sums(level: np.ndarray, values: Reals) -> Reals:
     return np.bincount(level, values).astype(np.float64)
 
 
-def _skill_interval(ours: Reals, theirs: Reals, seed: int, level: float = 0.95) -> tuple[float, float]:
+def skill_interval(ours: Reals, theirs: Reals, seed: int, level: float = 0.95) -> tuple[float, float]:
     """Interval of 1 - sum of `ours` / sum of `theirs`, both (groups,), under groups drawn with replacement."""
     drawn = np.random.default_rng(seed).integers(len(ours), size=(_RESAMPLES, len(ours)))
     bottom = theirs[drawn].sum(axis=1)

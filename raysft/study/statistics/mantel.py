@@ -19,6 +19,7 @@ PERMUTATIONS = 9999
 _FEWEST = 4  # three objects have six orders, and no p under 1/6
 _ENUMERATED = 8  # objects of which all 40,320 orders are tried
 _ROUNDING = 1e-9
+_AT_ONCE = 2_000_000  # permuted entries held in memory
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ def mantel(x: Reals, y: Reals, ranks: bool = False, permutations: int = PERMUTAT
     """Correlate the triangles below the diagonals of two symmetric matrices, shape (objects, objects).
 
     Up to eight objects all orders are tried, otherwise `permutations` random ones. Objects are left out, the one with
-    most missing entries first, until none is missing. `ranks` gives Spearman's rho instead of Pearson's r.
+    most missing entries first, until none is missing. `ranks` gives Spearman's rho instead of Pearson's r. Without
+    `permutations` there is no p.
 
     Raises:
         ValueError: the matrices are not square and of one shape.
@@ -59,10 +61,16 @@ def mantel(x: Reals, y: Reals, ranks: bool = False, permutations: int = PERMUTAT
     square += square.T
     other = _unit(second)
     r = float(square[below] @ other)
+    if permutations == 0:
+        return Mantel(n, float(np.clip(r, -1, 1)))
     exact = n <= _ENUMERATED
     tried = _orders(n, exact, permutations, seed)
-    moved = square[tried[:, below[0]], tried[:, below[1]]] @ other
-    beaten, own = int((np.abs(moved) >= abs(r) - _ROUNDING).sum()), 0 if exact else 1
+    step = max(1, _AT_ONCE // len(other))
+    beaten, own = 0, 0 if exact else 1
+    for start in range(0, len(tried), step):
+        orders_now = tried[start : start + step]
+        moved = square[orders_now[:, below[0]], orders_now[:, below[1]]] @ other
+        beaten += int((np.abs(moved) >= abs(r) - _ROUNDING).sum())
     return Mantel(n, float(np.clip(r, -1, 1)), (beaten + own) / (len(tried) + own), len(tried), exact)
 
 

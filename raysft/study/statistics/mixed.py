@@ -34,7 +34,7 @@ class Mixed:
 
     slope: float = np.nan
     stderr: float = np.nan
-    df: int = 0
+    df: float = 0.0
     p: float = np.nan
     spreads: tuple[float, ...] = ()
     reason: str | None = None
@@ -43,8 +43,9 @@ class Mixed:
 def mixed_effects(x: Reals, y: Reals, groups: Sequence[Labels]) -> Mixed:
     """Restricted maximum likelihood of y = a + b x + an effect of each grouping's level + noise; shapes (n,).
 
-    Degrees of freedom are those of the stratum in which x varies (Pinheiro and Bates 2000, 2.4.2): residual ones if
-    it varies within models and datasets, levels - 2 if it varies between the levels of one grouping only.
+    Degrees of freedom are those of the strata in which x varies, within models and datasets (residual ones) and
+    between the levels of each grouping (levels - 2), combined by what each tells of the slope (Satterthwaite 1946): a
+    count of tokens that differs little between tokenizers is a property of the dataset, with a few degrees of freedom.
     """
     grid = grid_of(x, y, groups)
     if grid.reason is not None:
@@ -56,8 +57,8 @@ def mixed_effects(x: Reals, y: Reals, groups: Sequence[Labels]) -> Mixed:
     if not _noisy(x, y, labels):
         return Mixed(reason="models, datasets and the predictor leave nothing of the gain: no noise to measure it by")
     fixed = within(x, y, labels)
-    df = _degrees_of_freedom(x, fixed, labels)
-    if df < 1:
+    strata = _strata(x, fixed, labels)
+    if not strata:
         return Mixed(reason="no degrees of freedom left for the slope")
     wide, high = float(x.std()), float(y.std())
     products = _Products.of((x - x.mean()) / wide, (y - y.mean()) / high, labels)
@@ -69,9 +70,10 @@ def mixed_effects(x: Reals, y: Reals, groups: Sequence[Labels]) -> Mixed:
         options={"xatol": _TOLERANCE, "fatol": _TOLERANCE, "maxiter": _MOST_STEPS},
     )
     if not found.success:
-        return Mixed(df=df, reason="the mixed-effects fit did not converge")
+        return Mixed(reason="the mixed-effects fit did not converge")
     theta = np.abs(found.x)
     slope, error, noise = products.solution(theta)
+    df = _degrees_of_freedom(strata, theta)
     spreads = tuple(float(spread) * high for spread in (*(noise * theta), noise))
     return Mixed(slope * high / wide, error * high / wide, df, float(2 * stats.t.sf(abs(slope) / error, df)), spreads)
 
@@ -84,17 +86,39 @@ def _noisy(x: Reals, y: Reals, labels: Sequence[np.ndarray]) -> bool:
     return len(y) > rank + 1 and not constant(left[:, 1] - slope * left[:, 0], float(np.abs(y).max()))
 
 
-def _degrees_of_freedom(x: Reals, fixed: Within, labels: Sequence[np.ndarray]) -> int:
-    if fixed.reason is None:
-        return fixed.df
-    levels = [np.unique(group, return_inverse=True)[1] for group in labels]
-    alone = [len(np.unique(level)) - 2 for level in levels if _constant_within(x, level)]
-    return min(alone) if alone else min(len(np.unique(level)) for level in levels) - 2
+@dataclass(frozen=True)
+class _Stratum:
+    """Where x varies: its sum of squares there, degrees of freedom, and whose effects are noise there.
+
+    `grouping` is -1 within all groupings, and else the place of the grouping whose levels x differs between, with
+    `size` points each on average.
+    """
+
+    squares: float
+    df: int
+    grouping: int
+    size: float
 
 
-def _constant_within(x: Reals, level: np.ndarray) -> bool:
-    means = np.bincount(level, x) / np.bincount(level)
-    return bool(np.abs(x - means[level]).max() <= 1e-10 * np.abs(x).max())
+def _strata(x: Reals, fixed: Within, labels: Sequence[np.ndarray]) -> list[_Stratum]:
+    """The strata in which x varies that have degrees of freedom."""
+    left, _ = fixed_effects_residuals(x[:, None], labels)
+    found = [_Stratum(float((left**2).sum()), fixed.df if fixed.reason is None else 0, -1, 1.0)]
+    for place, group in enumerate(labels):
+        level = np.unique(group, return_inverse=True)[1]
+        counts = np.bincount(level)
+        means = np.bincount(level, x) / counts
+        squares = float((counts * (means - x.mean()) ** 2).sum())
+        found.append(_Stratum(squares, len(counts) - 2, place, len(x) / len(counts)))
+    negligible = 1e-12 * float(((x - x.mean()) ** 2).sum())
+    return [one for one in found if one.df > 0 and one.squares > negligible]
+
+
+def _degrees_of_freedom(strata: Sequence[_Stratum], theta: Reals) -> float:
+    """(sum of information)^2 / sum of (information^2 / df), at effects `theta` times as large as the noise."""
+    noise = [1.0 if one.grouping < 0 else 1 + one.size * theta[one.grouping] ** 2 for one in strata]
+    told = np.array([one.squares for one in strata]) / np.array(noise)
+    return float(told.sum() ** 2 / (told**2 / np.array([one.df for one in strata])).sum())
 
 
 @dataclass(frozen=True)

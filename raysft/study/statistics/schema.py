@@ -21,7 +21,7 @@ TEST_COLUMNS: tuple[pa.Field, ...] = (
     column("within_high", REAL, "within: upper end of the 95% two-way bootstrap interval; wide", source="Owen 2007"),
     column("mixed_slope", REAL, "slope with random intercepts of model and dataset (REML)"),
     column("mixed_stderr", REAL, "standard error of mixed_slope"),
-    column("mixed_df", WHOLE, "degrees of freedom of the stratum in which the predictor varies"),
+    column("mixed_df", REAL, "degrees of freedom of the strata in which the predictor varies, combined"),
     column("mixed_p", REAL, "two-sided p of mixed_slope, Student's t"),
     column("mixed_q", REAL, "mixed_p after Benjamini-Hochberg over the rows of one variant and scope"),
     column("tests_reason", TEXT, "why an interval or a mixed-effects number is null"),

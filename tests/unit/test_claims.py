@@ -1,0 +1,99 @@
+"""Claims of the paper reach each verdict on studies where they are planted true, false, or out of reach."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from raysft.study.claims.evidence import Evidence
+from raysft.study.claims.schema import CLAIMS
+from raysft.study.claims.table import CLAIMS_OF_THE_PAPER, claim_table
+from raysft.study.claims.verdict import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, correlated, excludes, jackknife
+from raysft.study.schema import STUDY_TABLES
+from tests.unit.planted_studies import PLANTED, data, gains, grid, names, other_variant, places
+
+pytestmark = pytest.mark.unit
+
+VERDICTS = (SUPPORTED, NOT_SUPPORTED, CANNOT_TELL)
+BY_NAME = {claim.name: claim for claim in CLAIMS_OF_THE_PAPER}
+
+
+def test_every_claim_has_planted_studies() -> None:
+    assert set(PLANTED) == set(BY_NAME)
+
+
+@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("at", range(3), ids=["true", "false", "out of reach"])
+def test_verdicts(name: str, at: int) -> None:
+    found = BY_NAME[name].test(Evidence(PLANTED[name][at](1)))
+    assert found.verdict == VERDICTS[at], found
+    assert (found.reason is not None) == (found.verdict == CANNOT_TELL)
+    assert found.statement or found.reason
+
+
+def test_nothing_can_be_told_of_an_empty_study() -> None:
+    for tables in ({}, {name: schema.empty_table() for name, schema in STUDY_TABLES.items()}):
+        table = claim_table(tables)
+        assert table.schema.equals(CLAIMS)
+        assert set(table["verdict"].to_pylist()) == {CANNOT_TELL}
+        assert all(table["reason"].to_pylist())
+        assert len(set(table["name"].to_pylist())) == table.num_rows == len(BY_NAME)
+
+
+def test_a_whole_table_is_decided_alike_each_time_and_its_numbers_are_json() -> None:
+    tables = {**data(1, 1.0), **places(1, 5, 1, 1)}
+    first = claim_table(tables)
+    assert first.equals(claim_table(tables))
+    numbers = [json.loads(text) for text in first["numbers"].to_pylist()]
+    assert any(values.get("n") == 120 for values in numbers)
+    assert "NaN" not in "".join(first["numbers"].to_pylist())
+
+
+def test_plain_pearson_is_set_beside_the_verdict() -> None:
+    tables = data(1, 1.0)
+    rows = tables["correlations"].to_pylist()
+    rows[0]["pearson"] = 0.01
+    hidden = {**tables, "correlations": tables["correlations"].from_pylist(rows, schema=tables["correlations"].schema)}
+    found = BY_NAME["perplexity"].test(Evidence(hidden))
+    assert found.verdict == SUPPORTED
+    assert found.statement is not None
+    assert "alone would not have seen it" in found.statement
+    shown = BY_NAME["perplexity"].test(Evidence(tables)).statement
+    assert shown is not None
+    assert "alone would have said the same" in shown
+
+
+def test_claims_are_decided_in_a_full_fine_tuning_unless_few_pairs_have_one() -> None:
+    tables = other_variant(data(1, 1.0), "aaa", models=3)
+    study = Evidence(tables)
+    assert (study.variant, study.others) == ("full", ["aaa"])
+    assert study.models == names("model", 12)
+    assert Evidence(other_variant(data(1, 1.0), "aaa", models=12)).variant == "full"
+    lora = {"gains": gains(grid(12, 10), {"task": np.zeros(120)}, "lora")}
+    assert Evidence(other_variant(lora, "full", models=10)).variant == "full"
+    assert Evidence(other_variant(lora, "full", models=9)).variant == "lora"
+
+
+def test_a_claim_says_which_table_it_lacks() -> None:
+    tables = data(1, 1.0)
+    del tables["correlations"]
+    reason = BY_NAME["perplexity"].test(Evidence(tables)).reason
+    assert reason is not None
+    assert "response_nll_per_token" in reason
+
+
+def test_excluding_a_correlation_needs_degrees_of_freedom() -> None:
+    # atanh(0.3) sqrt(df - 1) beyond 1.645: 29.3 degrees of freedom.
+    assert not excludes(0.0, 29, 0.3)
+    assert excludes(0.0, 31, 0.3)
+    assert correlated(0.5, 50, 0.01, -1)[0] == NOT_SUPPORTED
+    assert correlated(-0.5, 50, 0.01, -1)[0] == SUPPORTED
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+    values = np.array([1.0, 4.0, 2.0, 7.0])
+    found = jackknife(float(values.mean()), np.array([np.delete(values, at).mean() for at in range(4)]))
+    assert found.stderr == pytest.approx(values.std(ddof=1) / 2)
+    assert found.df == 3
