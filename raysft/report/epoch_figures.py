@@ -136,7 +136,7 @@ def epochs_and_sizes(findings: Findings) -> Plot | Absent:
         "Mean gain over the datasets that have every epoch of a curve, on each task's own scale; only models that were "
         "trained at two sizes in one way."
     )
-    if not all(row.get("same_datasets", True) for row in rows):
+    if not all(row["same_datasets"] for row in rows):
         caption += " Not all curves that are compared are over the same datasets: same_datasets in the CSV says which."
     data = pa.Table.from_pylist(rows, table.schema.remove_metadata())
     code = lines_code(
@@ -152,7 +152,7 @@ def _setting(row: Row) -> str:
 
 def _kind(row: Row) -> tuple[Any, ...]:
     """What curves must share beside the model to be compared over sizes."""
-    return tuple(row.get(name) for name in ("model", "method", "learning_rate", "schedule", "epochs"))
+    return tuple(row[name] for name in ("model", "method", "learning_rate", "schedule", "epochs"))
 
 
 def _comparable(rows: list[Row]) -> list[Row]:
