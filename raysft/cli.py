@@ -305,9 +305,19 @@ def report(
         typer.Option(metavar="A B", help="Set two studies side by side: YAML, storage, or folder of released scores."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the page of --compare.")] = Path("comparison"),
+    released: Annotated[
+        Path | None, typer.Option(help="Draw the study in this folder, which `raysft study --released` made.")
+    ] = None,
 ) -> None:
     """Draw the study as one HTML page, with figures and their data beside it (run `reduce` first)."""
     with user_errors():
+        if released is not None:
+            if sweep is not None or storage is not None or clip_below is not None or compare is not None:
+                raise SpecError("--released: takes a folder alone, found another study beside it")
+            from raysft.publish import report_released
+
+            console.print(f"Report: {report_released(released)}")
+            return
         if compare is not None:
             if sweep is not None or storage is not None or clip_below is not None:
                 raise SpecError(
@@ -318,7 +328,7 @@ def report(
             console.print(f"Comparison: {make_comparison(*compare, out)}")
             return
         if sweep is None:
-            raise SpecError("report: a sweep's YAML, or --compare A B, is wanted")
+            raise SpecError("report: a sweep's YAML, --released DIR, or --compare A B, is wanted")
         loaded = load_sweep(sweep, storage)
         from raysft.publish import make_report
 

@@ -34,6 +34,17 @@ def make_report(storage: Storage, title: str, clip_below: float | None = None) -
     _with_local_folders(storage, "report", write)
 
 
+def report_released(folder: Path) -> Path:
+    """Write `report/` beside the tables of a study of released scores; return the page's path.
+
+    Raises:
+        StorageError: `folder` holds no such study.
+    """
+    if not (folder / "sweep" / "trials.parquet").is_file() or not (folder / "tables" / "gains.parquet").is_file():
+        raise StorageError(f"--released {folder}: no study of released scores; `raysft study --released` makes one")
+    return write_report(folder / "sweep", folder, folder / "report", folder.resolve().name)
+
+
 def _last_spec(storage: Storage) -> Sweep | None:
     """The spec of the storage's last run; None where nothing was run, or where an older version wrote it otherwise.
 
@@ -82,7 +93,8 @@ def _side(where: str, scratch: ExitStack) -> Side:
         sweep = load_sweep(path)
         return _storage_side(sweep.name, open_storage(sweep.storage), scratch)
     if "://" not in where and (path / "sweep" / "trials.parquet").is_file():
-        _check_study(path / "tables" / "gains.parquet", where)
+        if not (path / "tables" / "gains.parquet").is_file():
+            raise StorageError(f"--compare {where}: no tables/gains.parquet; `raysft study --released` makes it")
         return Side(path.resolve().name, read_findings(path / "sweep", path))
     if "://" not in where and not path.is_dir():
         raise StorageError(f"--compare {where}: no such file or folder; {_COMPARABLE}")
@@ -106,8 +118,3 @@ def _storage_side(name: str, storage: Storage, scratch: ExitStack) -> Side:
         for folder in ("tables", "study"):
             storage.download(root / folder, folder)
     return Side(name, read_findings(root / "tables", root / "study"))
-
-
-def _check_study(gains: Path, where: str) -> None:
-    if not gains.is_file():
-        raise StorageError(f"--compare {where}: no tables/gains.parquet there; `raysft study --released` makes it")

@@ -10,7 +10,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysft.report.expected import EXPECTED_TABLES
 from raysft.report.plot import slugs
 from raysft.study.run import SWEEP_TABLES
 from raysft.study.schema import STUDY_TABLES
@@ -21,10 +20,7 @@ from raysft.study.variants import trial_variants, with_variants
 _NOT_DRAWN = ("weight_change", "intrinsic_dimension", "log_likelihood", "weight_sketches", "examples")
 _NOT_DRAWN_OF_STUDY = ("update_similarity", "map_distances")
 
-STUDIED = {
-    **EXPECTED_TABLES,
-    **{name: schema for name, schema in STUDY_TABLES.items() if name not in _NOT_DRAWN_OF_STUDY},
-}
+STUDIED = {name: schema for name, schema in STUDY_TABLES.items() if name not in _NOT_DRAWN_OF_STUDY}
 """The tables of a study that a report is drawn from."""
 
 

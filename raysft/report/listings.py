@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -58,20 +57,32 @@ def costs(findings: Findings) -> Listing:
 
 
 def claims(findings: Findings) -> Listing:
-    """What the paper found and what these tables say to it, the verdict first."""
+    """What the paper found and what these tables say to it, the verdict first; supported ones before the others."""
     table = findings.study["claims"]
-    columns = ["verdict", "claim", "section", "statement", "reason", "criterion", "numbers"]
-    order = pa.array(np.argsort([VERDICTS.index(row) for row in table["verdict"].to_pylist()], kind="stable"))
-    shown = table.select(columns).take(order)
-    about = "The criterion of each claim was fixed before its numbers were seen (docs/study.md)."
+    rows = sorted(table.to_pylist(), key=lambda row: VERDICTS.index(row["verdict"]))
+    shown = [{"verdict": row["verdict"], "claim": row["claim"], "found": _found(row)} | row for row in rows]
+    hidden = ("name", "statement", "reason", "criterion", "numbers")
+    schema = pa.schema([(name, pa.string()) for name in ("verdict", "claim", "found", "section", *hidden)])
+    about = (
+        "The criterion of each claim was fixed before its numbers were seen. Criteria and single numbers are in the "
+        "CSV, and docs/study.md says how each was made."
+    )
     empty = "No claim was tested: the study has no table of them."
-    return Listing("claims", "Claims of the paper", empty, shown, about, "verdict", True, hidden=("numbers",))
+    return Listing(
+        "claims", "Claims of the paper", empty, pa.Table.from_pylist(shown, schema), about, "verdict", True, hidden
+    )
 
 
-def verdicts(findings: Findings) -> str:
-    """`3 supported, 2 not supported, 4 cannot be told`, or nothing without claims."""
+def _found(row: dict[str, Any]) -> str:
+    """The numbers, and why they do not tell where they do not."""
+    return " ".join(f"{text[0].upper()}{text[1:].rstrip('.')}." for text in (row["statement"], row["reason"]) if text)
+
+
+def verdicts(findings: Findings) -> list[str]:
+    """A line for the reader of the headlines, if claims were tested."""
     counts = Counter(findings.study["claims"]["verdict"].to_pylist())
-    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    return [f"Of the paper's claims: {said}."] if said else []
 
 
 def checks(findings: Findings) -> Listing:

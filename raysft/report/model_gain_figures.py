@@ -52,7 +52,7 @@ def _of(part: pa.Table, whole: Matrix, published: bool) -> Matrix:
 def _panels(matrices: dict[str, Matrix], whole: Matrix, scale: float, label: str) -> tuple[Figure, tuple[Cells, ...]]:
     across = min(_ACROSS, len(matrices))
     down = -(-len(matrices) // across)
-    figure, axes = heat_panels((down, across), (whole.rows, whole.columns), cell=(0.26, 0.24), beside=1.0)
+    figure, axes = heat_panels((down, across), (whole.rows, whole.columns), cell=(0.22, 0.22), beside=1.0)
     for at, (panel, (model, matrix)) in enumerate(zip(axes.ravel(), matrices.items(), strict=False)):
         heat(panel, matrix.values, matrix.rows, matrix.columns, vmin=-scale, vmax=scale, cbar=False)
         panel.set_title(short(model))

@@ -8,7 +8,7 @@ from pathlib import Path
 from raysft.report.figures import Drawn, draw
 from raysft.report.findings import Findings, read_findings
 from raysft.report.listing import Listing
-from raysft.report.listings import best_datasets, checks, claims, costs, failures, lint_counts, lint_groups
+from raysft.report.listings import best_datasets, checks, claims, costs, failures, lint_counts, lint_groups, verdicts
 from raysft.report.methods import methods
 from raysft.report.output import write_csv
 from raysft.report.overlap import overlap_note, overlaps
@@ -45,7 +45,7 @@ def write_report(tables: Path, study: Path, out: Path, title: str, spec: Sweep |
     sections.append(Section("costs", "Costs", "Where the time went.", listings=(costs(findings),)))
     text = tuple(methods(findings, spec))
     sections.append(Section("methods", "Methods", "As they would stand in a paper.", paragraphs=text))
-    said = [*notes(findings), *overlap_note(findings)]
+    said = [*verdicts(findings), *notes(findings), *overlap_note(findings)]
     return write_page(Page(title, "raysft report", headlines(findings), said, sections, (claims(findings),)), out)
 
 

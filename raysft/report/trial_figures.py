@@ -71,9 +71,13 @@ def trial_correlations(findings: Findings) -> Plot | Absent:
     legend(figure, **keys)
     caption = (
         "Pearson's r of two fine-tunings' gains over the tasks that both were measured on, gains as a share of each "
-        f"task's scale; joined by average linkage. {len(names):,} of {len(vectors.rows):,} fine-tunings: the others "
-        "gained the same on every task or were measured on fewer than three."
+        "task's scale; joined by average linkage."
     )
+    if left := len(vectors.rows) - len(names):
+        caption += (
+            f" Left out are {left:,} of {len(vectors.rows):,} fine-tunings that gained the same on every task, or "
+            "share fewer than three with another."
+        )
     hover = (Cells(panel, names, names, signed(values, 2)),)
     code = tree_code(name, 'table.set_index("fine_tuning").T.corr(min_periods=3)')
     data = _data(vectors, [vectors.rows.index(trial) for trial in names])

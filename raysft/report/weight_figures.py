@@ -214,8 +214,7 @@ def layer_similarity(findings: Findings) -> Plot | Absent:
     """How alike the weight changes of every two models are at each depth: thin lines for pairs, their mean in bold."""
     name, title = "layer_similarity", "Models that move the same layers"
     table = findings.study["layer_similarity"]
-    below = pc.and_(pc.less(table["a"], table["b"]), pc.is_valid(table["r"]))
-    shown = table.filter(below)
+    shown = table.filter(pc.and_(pc.less(table["a"], table["b"]), pc.is_valid(table["r"])))
     layers = shown.filter(pc.is_valid(shown["depth"]))
     if not layers.num_rows:
         reasons = sorted(set(table["reason"].to_pylist()) - {None})

@@ -234,6 +234,18 @@ def test_the_headlines_say_what_happened(folder: Path) -> None:
     assert "1 failed, 0 missing" in html
 
 
+def test_claims_stand_with_their_verdicts_the_supported_first(folder: Path) -> None:
+    html = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    badges = re.findall(
+        r'<span class="badge ([a-z-]+)">', html[html.index('id="claims"') : html.index('id="section-gains"')]
+    )
+    assert badges == ["supported", "not-supported", "cannot-be-told"]
+    assert "Of the paper&#39;s claims: 1 supported, 1 not supported, 1 cannot be told." in html
+    assert "Said with its numbers. Too few models." in html
+    rows = pacsv.read_csv(folder / "out" / "data" / "claims.csv").to_pylist()
+    assert [row["numbers"] for row in rows] == ["n = 3"] * 3
+
+
 @pytest.mark.parametrize(
     "sweep",
     [
