@@ -12,6 +12,8 @@ missing           the same, a tenth of the trials failed at random
 unclustered       neither has effects of model or dataset: nothing for plain tests to go wrong about
 small             4 models x 5 datasets
 between_datasets  the predictor is a property of the dataset alone, such as its length; `effect` of one unit of it
+nearly_between    the same, and hardly differs between models, as counts of tokens do
+half_missing      as clustered, half of the trials failed at random
 layers            24 correlated layers, of which one has the effect; is the strongest one significant?
 predictors        10 unrelated predictors, of which one has the effect; is any significant?
 pairs             full minus LoRA on the same models and datasets; `effect` is the mean difference
@@ -94,11 +96,11 @@ def clustered(random: Random, effect: float, effort: Effort) -> Found:
     return tests_of(shared(random, groups) + own, y, groups, effort)
 
 
-def missing(random: Random, effect: float, effort: Effort) -> Found:
+def missing(random: Random, effect: float, effort: Effort, share: float = 0.1) -> Found:
     groups = places()
     own = random.normal(size=len(groups[0]))
     y = shared(random, groups) + random.normal(size=len(own)) + effect * own
-    failed = random.random(len(own)) < 0.1
+    failed = random.random(len(own)) < share
     return tests_of(shared(random, groups) + own, np.where(failed, np.nan, y), groups, effort)
 
 
@@ -121,6 +123,17 @@ def between_datasets(random: Random, effect: float, effort: Effort) -> Found:
     y = shared(random, groups) + random.normal(size=len(x)) + effect * x
     found = tests_of(x, y, groups, effort)
     return {name: value for name, value in found.items() if "fixed" not in name}  # the dataset's effect takes all of x
+
+
+def nearly_between(random: Random, effect: float, effort: Effort) -> Found:
+    groups = places()
+    x = random.normal(size=DATASETS)[groups[1]] + 0.02 * random.normal(size=len(groups[0]))
+    y = shared(random, groups) + random.normal(size=len(x)) + effect * x
+    return tests_of(x, y, groups, effort)
+
+
+def half_missing(random: Random, effect: float, effort: Effort) -> Found:
+    return missing(random, effect, effort, 0.5)
 
 
 def layers(random: Random, effect: float, effort: Effort) -> Found:
@@ -193,6 +206,8 @@ CASES: dict[str, tuple[Callable[[Random, float, Effort], Found], float]] = {
     "unclustered": (unclustered, 0.4),
     "small": (small, 0.8),
     "between_datasets": (between_datasets, 1.5),
+    "nearly_between": (nearly_between, 1.5),
+    "half_missing": (half_missing, 0.4),
     "layers": (layers, 0.4),
     "predictors": (predictors, 0.4),
     "pairs": (pairs, 1.0),
