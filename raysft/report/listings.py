@@ -10,10 +10,11 @@ import pyarrow.compute as pc
 
 from raysft.report.findings import Findings
 from raysft.report.listing import Listing
+from raysft.study.claims.verdict import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED
 from raysft.study.lint.findings import SEVERITIES
 from raysft.study.tables import aggregate
 
-VERDICTS = ("supported", "not supported", "cannot be told")
+VERDICTS = (SUPPORTED, NOT_SUPPORTED, CANNOT_TELL)
 
 
 def best_datasets(findings: Findings) -> Listing:

@@ -165,4 +165,5 @@ def _numbers(findings: Findings, predictor: str, variant: str, scope: str) -> st
     plain = f"{head} plain r = {row['pearson']:+.2f} (Spearman {row['spearman']:+.2f}, n = {row['n']})"
     if row["within"] is None:
         return f"{plain}; with fixed effects undefined ({row['reason']})."
-    return f"{plain}; with fixed effects r = {row['within']:+.2f} (p = {row['within_p']:.2g}, {row['within_df']} df)."
+    tested = "not tested" if row["within_p"] is None else f"p = {row['within_p']:.2g}"
+    return f"{plain}; with fixed effects r = {row['within']:+.2f} ({tested}, {row['within_df']} df)."

@@ -173,7 +173,7 @@ def mid_layer(findings: Findings) -> Plot | Absent:
         if part.scope == "all":
             for (model, dataset), gain in part.gains().items():
                 curve = profiles.curves.get((part.variant, (model, dataset)))
-                if curve is not None:
+                if curve is not None and np.isfinite(curve[at]):
                     place = {"variant": part.variant, "model": model, "dataset": dataset}
                     points.append({**place, "relative_change": float(curve[at]), "gain": gain})
     if not points:

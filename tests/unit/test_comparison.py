@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from raysft.publish import make_comparison
+from raysft.publish import make_comparison, report_released
 from raysft.report.comparison import Side
 from raysft.report.comparison.gains import compare_gains
 from raysft.report.comparison.sides import Pair, different_settings, only_in_one, pairs
@@ -134,3 +134,8 @@ def test_what_is_no_study_is_one_line(folders: tuple[Path, Path], tmp_path: Path
     with pytest.raises(StorageError, match=says) as found:
         make_comparison(str(folders[0]), str(tmp_path / "x"), tmp_path / "out")
     assert "\n" not in str(found.value)
+
+
+def test_a_report_of_released_scores_wants_their_study(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="no study of released scores; `raysft study --released` makes one"):
+        report_released(tmp_path)
