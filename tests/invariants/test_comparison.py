@@ -20,7 +20,7 @@ from raysft.study import run_study
 from raysft.study.gains import final_gains
 from tests.unit.synthetic_tables import Sweep, synthetic_tables, write_tables
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.invariants
 
 FIRST = Sweep(datasets=("addition", "reverse"), epochs=1, noise=0.03)
 SECOND = Sweep(

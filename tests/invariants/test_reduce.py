@@ -26,7 +26,7 @@ from raysft.store.schema import RESULTS, SCHEMA_VERSION, TABLES
 from raysft.study.lint import lint_table
 from tests.unit.planted import plant_rows
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.invariants
 
 Row = dict[str, Any]
 
