@@ -271,7 +271,7 @@ def curves(
             for size, epoch in product((1000, 20_000), (1, 5, 10)):
                 gain = 0.1 + (lead_of_many + luck[size] if size > 1000 else 0) + (growth + own) * (epoch - 1) / 9
                 place = {"model": model, "method": "full", "size": size, "schedule": "constant", "epoch": epoch}
-                rows.append({**place, "task": task, "gain": gain + noise * random.normal(), "datasets": 9})
+                rows.append({**place, "task": task, "gain": gain + noise * random.normal(), "same_datasets": True})
     return {"epoch_gains": from_rows(rows, EPOCH_GAINS)}
 
 

@@ -149,7 +149,7 @@ def few_rows_suffice(study: Evidence) -> Outcome:
     said = (
         f"Gains on {many:,} rows less those on {few:,}, at the last common epoch, are {test.mean:.3f} of the scale"
         f"{interval_text(test.low, test.high, 3)}, {p_text(test.p)}, over {counted(test.n, 'pair')} of model and task "
-        f"of {counted(_models(first), 'model')}. A plain paired t test has {p_text(test.t_p)}.{_data_of(first, second)}"
+        f"of {counted(_models(first), 'model')}. A plain paired t test has {p_text(test.t_p)}."
     )
     numbers = {**difference.numbers("many_minus_few"), "few": few, "many": many, "n": test.n, "plain_p": test.t_p}
     return Outcome(verdict, said, numbers, why)
@@ -211,16 +211,24 @@ def _named(rows: list[Row]) -> str:
     return f" ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})" if names else ""
 
 
+def _curve(row: Row) -> tuple[object, ...]:
+    """What sizes are compared within."""
+    return tuple(row[name] for name in ("model", "method", "learning_rate", "schedule", "epochs"))
+
+
 def _setting(row: Row) -> tuple[object, ...]:
-    return row["model"], row["method"], row["schedule"], row["size"]
+    return (*_curve(row), row["size"])
 
 
 def _few_and_many(rows: list[Row]) -> tuple[int, int, list[Row], list[Row]] | None:
-    """The size nearest to 1,000 and the largest that is many times it, and their rows at the last common epochs."""
+    """The size nearest to 1,000 and the largest that is many times it, and their rows at the last common epochs.
+
+    Only curves that are over the same datasets: another size of other data is another thing.
+    """
     of: dict[tuple[object, ...], dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if row["size"] and row["gain"] is not None:
-            of[row["model"], row["method"], row["schedule"]][row["size"]].append(row)
+        if row["size"] and row["gain"] is not None and row["same_datasets"]:
+            of[_curve(row)][row["size"]].append(row)
     pairs: dict[tuple[int, int], tuple[list[Row], list[Row]]] = defaultdict(lambda: ([], []))
     for sizes in of.values():
         few = min(sizes, key=lambda size: (abs(np.log(size / 1000)), size))
@@ -236,15 +244,12 @@ def _few_and_many(rows: list[Row]) -> tuple[int, int, list[Row], list[Row]] | No
 
 
 def _compare(study: Evidence, first: list[Row], second: list[Row]) -> Paired:
-    """`second` minus `first` of the same model, method, schedule and task, over each task's scale, clustered."""
-    sides = [
-        {(row["model"], row["method"], row["schedule"], row["task"]): row["gain"] for row in rows}
-        for rows in (first, second)
-    ]
+    """`second` minus `first` of the same kind of trial and task, over each task's scale, clustered."""
+    sides = [{(*_curve(row), row["task"]): row["gain"] for row in rows} for rows in (first, second)]
     shared = sorted(set(sides[0]) & set(sides[1]), key=str)
-    scale = np.array([_scale(study, place[3], (*first, *second)) for place in shared])
+    scale = np.array([_scale(study, str(place[-1]), (*first, *second)) for place in shared])
     values = [np.array([side[place] for place in shared], dtype=np.float64) / scale for side in sides]
-    return paired(values[1], values[0], [[place[0] for place in shared], [place[3] for place in shared]])
+    return paired(values[1], values[0], [[place[0] for place in shared], [place[-1] for place in shared]])
 
 
 def _scale(study: Evidence, task: str, rows: tuple[Row, ...]) -> float:
@@ -257,12 +262,3 @@ def _scale(study: Evidence, task: str, rows: tuple[Row, ...]) -> float:
 
 def _models(rows: list[Row]) -> int:
     return len({row["model"] for row in rows})
-
-
-def _data_of(first: list[Row], second: list[Row]) -> str:
-    """Says so where the two sizes are means over different numbers of datasets."""
-    counts = [sorted({row["datasets"] for row in rows if row.get("datasets")}) for rows in (first, second)]
-    if counts[0] == counts[1] or not all(counts):
-        return ""
-    few, many = (" or ".join(map(str, numbers)) for numbers in counts)
-    return f" The means are over {few} datasets of few rows and {many} of many."
