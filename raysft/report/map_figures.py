@@ -35,6 +35,7 @@ from raysft.report.weight_figures import wrapped
 from raysft.study.tables import aggregate
 
 Row = dict[str, Any]
+_MOST = MOST_DRAWN // 4  # points of one panel: there are up to five of the same
 _LAYOUTS = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 _TICKLESS: dict[str, Any] = {"xticks": [], "yticks": [], "xlabel": "", "ylabel": ""}
 
@@ -108,7 +109,7 @@ def _trails(axes: Axes, rows: list[Row]) -> None:
             trails[row["trial"]].append(base[row["model"]])
         trails[row["trial"]].append(row)
     lines = [[(row["x"], row["y"]) for row in trail] for trail in trails.values() if len(trail) > 1]
-    many = len(rows) > MOST_DRAWN
+    many = len(rows) > _MOST
     axes.add_collection(LineCollection(lines, colors=NEUTRAL, linewidths=0.6, alpha=0.6, rasterized=many))
 
 
@@ -118,14 +119,14 @@ def _points(axes: Axes, rows: list[Row], axis: str, colour: dict[Any, Any], sign
         alike[_value(row, axis), row["variant"]].append(row)
     for (name, variant), group in alike.items():
         x, y, sizes = zip(*((row["x"], row["y"], 10 + 8 * row["epoch"] ** 0.5) for row in group), strict=True)
-        look = {"color": colour[name], "marker": sign[variant], "rasterized": len(rows) > MOST_DRAWN}
+        look = {"color": colour[name], "marker": sign[variant], "rasterized": len(rows) > _MOST}
         axes.scatter(x, y, s=sizes, edgecolor=PAPER, linewidth=0.4, zorder=3, **look)
 
 
 def _by_epoch(figure: Figure, axes: Axes, rows: list[Row]) -> None:
     last = max(row["epoch"] for row in rows)
     x, y, epoch = zip(*((row["x"], row["y"], row["epoch"]) for row in rows), strict=True)
-    look: dict[str, Any] = {"cmap": "viridis", "norm": Normalize(1, last), "rasterized": len(rows) > MOST_DRAWN}
+    look: dict[str, Any] = {"cmap": "viridis", "norm": Normalize(1, last), "rasterized": len(rows) > _MOST}
     drawn = axes.scatter(x, y, c=epoch, s=26, edgecolor=PAPER, linewidth=0.4, zorder=3, **look)
     bar = figure.colorbar(drawn, ax=axes, shrink=0.7, pad=0.02, label="epoch")
     bar.locator = mpl.ticker.MaxNLocator(integer=True)
@@ -158,7 +159,7 @@ def _said(row: Row) -> str:
 def _caption(rows: list[Row]) -> str:
     how = rows[0]["projection"]
     layout = f"t-SNE, perplexity {rows[0]['perplexity']:.3g}; its distances are local only" if how == "tsne" else "PCA"
-    pixels = f" More than {MOST_DRAWN:,} points are drawn as pixels." if len(rows) > MOST_DRAWN else ""
+    pixels = f" More than {_MOST:,} points are drawn as pixels." if len(rows) > _MOST else ""
     return (
         f"Log-likelihoods of {rows[0]['texts']} texts, clipped and centred (Oyama et al. 2025), laid out by {layout}."
         f" Larger points are later epochs. Squared distances, about twice the KL divergence, are in the study's table "
@@ -215,7 +216,7 @@ def trajectories(findings: Findings) -> Plot | Absent:
             known = [(row["epoch"], row[measure]) for row in ours if row[measure] is not None]
             if known:
                 x, y = zip(*known, strict=True)
-                look = {"color": colour[ours[0]["model"]], "rasterized": len(rows) > MOST_DRAWN}
+                look = {"color": colour[ours[0]["model"]], "rasterized": len(rows) > _MOST}
                 panel.plot(x, y, marker="o", markersize=3, linewidth=1.1, **look)
                 about = f"{ours[0]['model']}, {ours[0]['dataset']}, {ours[0]['variant']}"
                 dots += [(a, b, f"{about}, epoch {a}: {b:.3g}") for a, b in known]

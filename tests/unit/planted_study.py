@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from raysft.report.findings import STUDIED
 
 Row = dict[str, Any]
+# Whose rows the study of a synthetic sweep has, but not those that a figure or a verdict needs.
+_ALWAYS = ("claims", "epoch_gains")
 
 
 def fill_study(study: Path, tasks: list[str], models: list[str], datasets: list[str]) -> None:
@@ -72,7 +74,7 @@ def fill_study(study: Path, tasks: list[str], models: list[str], datasets: list[
     }
     for name, found in rows.items():
         path = study / "tables" / f"{name}.parquet"
-        if name == "claims" or not path.exists() or not _filled(path):
+        if name in _ALWAYS or not path.exists() or not _filled(path):
             pq.write_table(pa.Table.from_pylist(found, schema=STUDIED[name]), path)
     _fill_models_similarity(study / "tables" / "similarity.parquet", models)
 
