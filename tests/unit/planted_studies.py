@@ -25,20 +25,6 @@ from raysft.study.tables import Reals, from_rows
 Tables = dict[str, pa.Table]
 Row = dict[str, Any]
 RESAMPLES = 199
-PAIRS = pa.schema(
-    [
-        *((name, pa.string()) for name in ("task", "first", "second")),
-        ("n", pa.int64()),
-        *((name, pa.float64()) for name in ("mean_difference", "low", "high", "p", "q", "t_p", "wilcoxon_p")),
-    ]
-)
-EPOCH_GAINS = pa.schema(
-    [
-        *((name, pa.string()) for name in ("model", "method", "schedule", "task")),
-        *((name, pa.int64()) for name in ("size", "epoch", "datasets")),
-        *((name, pa.float64()) for name in ("gain", "stderr")),
-    ]
-)
 
 
 def names(kind: str, count: int) -> list[str]:
@@ -241,7 +227,10 @@ def methods(
         )
     for row, q in zip(rows, q_values(np.array([row["p"] for row in rows])), strict=True):
         row["q"] = float(q)
-    return {"pairs": from_rows(rows, PAIRS), "gains": gains(pairs, dict.fromkeys(differences, np.zeros(len(pairs))))}
+    return {
+        "pairs": from_rows(rows, STUDY_TABLES["pairs"]),
+        "gains": gains(pairs, dict.fromkeys(differences, np.zeros(len(pairs)))),
+    }
 
 
 def structures(seed: int, alike: float, tasks: int = 12) -> Tables:
@@ -272,7 +261,7 @@ def curves(
                 gain = 0.1 + (lead_of_many + luck[size] if size > 1000 else 0) + (growth + own) * (epoch - 1) / 9
                 place = {"model": model, "method": "full", "size": size, "schedule": "constant", "epoch": epoch}
                 rows.append({**place, "task": task, "gain": gain + noise * random.normal(), "same_datasets": True})
-    return {"epoch_gains": from_rows(rows, EPOCH_GAINS)}
+    return {"epoch_gains": from_rows(rows, STUDY_TABLES["epoch_gains"])}
 
 
 def languages(seed: int, alike: float, models: int = 12, datasets: int = 10) -> Tables:
