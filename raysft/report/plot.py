@@ -58,8 +58,6 @@ LOOK: dict[str, Any] = {
     "text.parse_math": False,
     # Text stays text: it can be searched, copied and read aloud, and the page is a third of the size.
     "svg.fonttype": "none",
-    # TrueType, as journals ask for; Type 3 fonts cannot be edited.
-    "pdf.fonttype": 42,
 }
 
 # Paul Tol's muted scheme, made for colour-blind readers.

@@ -85,7 +85,10 @@ class Storage:
         """What is known of each file in a folder; empty if there is no such folder."""
         selector = pafs.FileSelector(self.path(*folder), allow_not_found=True)
         with self._access("read", *folder):
-            return list(self.filesystem.get_file_info(selector))
+            try:
+                return list(self.filesystem.get_file_info(selector))
+            except FileNotFoundError:  # it went between being found and being listed
+                return []
 
     def exists(self, *parts: str) -> bool:
         return self.sizes([self.path(*parts)]) != [None]
