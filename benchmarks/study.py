@@ -38,7 +38,7 @@ from raysft.study.run import run_study
 tables, study, report = map(Path, sys.argv[1:])
 run_study(tables, study)
 studied = time.perf_counter()
-from raysft.report.page import write_report
+from raysft.report.sweep_page import write_report
 write_report(tables, study, report, "simulated")
 done = time.perf_counter()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -53,7 +53,7 @@ from raysft.study.released import study_released
 csv, out = map(Path, sys.argv[1:])
 study_released(csv, out)
 studied = time.perf_counter()
-from raysft.report.page import write_report
+from raysft.report.sweep_page import write_report
 write_report(out / "sweep", out, out / "report", "released")
 done = time.perf_counter()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
