@@ -65,8 +65,8 @@ def claims(findings: Findings) -> Listing:
     hidden = ("name", "statement", "reason", "criterion", "numbers")
     schema = pa.schema([(name, pa.string()) for name in ("verdict", "claim", "found", "section", *hidden)])
     about = (
-        "The criterion of each claim was fixed before its numbers were seen. Criteria and single numbers are in the "
-        "CSV, and docs/study.md says how each was made."
+        "The criterion of each claim is the same for every study. Criteria and single numbers are in the CSV, and "
+        "docs/study.md says how each was made."
     )
     empty = "No claim was tested: the study has no table of them."
     return Listing(
