@@ -10,6 +10,7 @@ Rows are kept (see `kept_rows`): when the same examples start to give others, ra
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
@@ -151,6 +152,22 @@ def tokenise_texts(texts: Sequence[str], tokenizer: Any, max_length: int) -> lis
     """
     encoded = _encoded(texts, [()] * len(texts), tokenizer)
     return [TokenisedRow.from_token(ids[:max_length], 1) for ids, _ in encoded]
+
+
+def tokenise_scored_texts(texts: Sequence[str], tokenizer: Any) -> list[TokenisedRow]:
+    """Plain texts of which every token is scored, so that models with different tokenizers rate the same: the first one
+    after BOS, or after EOS where the tokenizer has no BOS, as in lm-eval's rolling log-likelihood.
+
+    ValueError, by its number from 1, for a text that the tokenizer makes nothing of.
+    """
+    rows = tokenise_texts(texts, tokenizer, sys.maxsize)
+    started = bool(bos_prefix(tokenizer))
+    empty = next((number for number, row in enumerate(rows, start=1) if len(row.ids) <= started), None)
+    if empty is not None:
+        raise ValueError(f"text {empty}: the tokenizer makes no token of it that can be scored")
+    known = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    prefix = next(([token] for token in known if token is not None and not started), [])
+    return [TokenisedRow.from_token([*prefix, *row.ids], 1) for row in rows]
 
 
 def split_at(text: str, place: int, tokenizer: Any) -> tuple[list[int], list[int]]:

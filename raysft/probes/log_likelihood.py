@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from raysft.corpus.skills import SKILLS, statements
-from raysft.corpus.tokenize import TokenisedRow, bos_prefix, tokenise_texts
-from raysft.probes.scoring import context_length, score_rows
+from raysft.corpus.tokenize import TokenisedRow, bos_prefix, tokenise_scored_texts
+from raysft.probes.scoring import check_context, score_rows
 from raysft.spec.keys import text_digest
 from raysft.spec.plan import SHIPPED_TEXTS
 from raysft.spec.probes import LogLikelihoodProbe
@@ -37,14 +36,15 @@ def likelihood_texts(probe: LogLikelihoodProbe) -> list[str]:
 def log_likelihoods(
     model: Any, tokenizer: Any, texts: Sequence[str], max_length: int, pad_id: int, token_budget: int
 ) -> pa.Table:
-    """Log-likelihood of each text, BOS first where the tokenizer has one: a table of `schema.LOG_LIKELIHOOD`.
+    """Log-likelihood of each text after BOS, or EOS where there is none: a table of `schema.LOG_LIKELIHOOD`.
 
     ValueError, with the number of the text from 1, for one that is longer than `max_length` or the model's context: of
     a cut text tokenizers leave different parts, and models would be compared by them. So for one that the tokenizer
     makes nothing of, and for a log-likelihood that is not finite.
     """
-    rows = tokenise_texts(texts, tokenizer, sys.maxsize)
-    _check_lengths(rows, max_length, context_length(model))
+    rows = tokenise_scored_texts(texts, tokenizer)
+    check_context(model, rows)
+    _check_lengths(rows, max_length)
     scored = score_rows(model, rows, pad_id, token_budget)
     has_bos = bool(bos_prefix(tokenizer))
     return pa.Table.from_pydict(
@@ -60,11 +60,9 @@ def log_likelihoods(
     )
 
 
-def _check_lengths(rows: Sequence[TokenisedRow], max_length: int, context: int | None) -> None:
+def _check_lengths(rows: Sequence[TokenisedRow], max_length: int) -> None:
     for number, row in enumerate(rows, start=1):
         found = len(row.ids)
-        if context is not None and found > context:
-            raise ValueError(f"text {number}: {found} tokens; the model's context holds {context}, so shorten the text")
         if found > max_length:
             raise ValueError(
                 f"text {number}: {found} tokens; valid: at most {max_length} (probes.log_likelihood.max_length)"

@@ -97,6 +97,18 @@ def context_length(model: Any) -> int | None:
     return found if isinstance(found, int) and found > 0 else None
 
 
+def check_context(model: Any, rows: Sequence[TokenisedRow], places: Sequence[int] | None = None) -> None:
+    """ValueError, with the number of the row from 1, for one that is longer than the model's context: some models would
+    stop there with an error of their device, and others make something of it."""
+    context = context_length(model)
+    for index, row in enumerate(rows):
+        if context is not None and len(row.ids) > context:
+            raise ValueError(
+                f"text {_number(index, places)}: {len(row.ids)} tokens; the model's context holds {context}, so "
+                "shorten the text"
+            )
+
+
 def most_tokens(model: Any, max_length: int) -> int:
     """The most tokens of a text that is given to a model: `max_length`, or its context where that is shorter."""
     return min(max_length, context_length(model) or max_length)

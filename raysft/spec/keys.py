@@ -36,8 +36,8 @@ STAGE_VERSIONS: dict[str, int] = {
     "weight_change": 2,
     "embed": 2,
     "neighbours": 1,
-    "intrinsic_dimension": 2,
-    "log_likelihood": 2,
+    "intrinsic_dimension": 3,
+    "log_likelihood": 3,
     "contamination": 1,
 }
 # Raised when raysft/corpus/skills.py generates other text for the same request.

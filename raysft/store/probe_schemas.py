@@ -186,7 +186,7 @@ LOG_LIKELIHOOD = pa.schema(
         column("log_likelihood", REAL, "total log-probability of the text", "nats", "Oyama et al. 2025"),
         column("tokens", WHOLE, "tokens scored", "tokens"),
         column("bytes", WHOLE, "UTF-8 length of the text", "bytes"),
-        column("bos", FLAG, "whether a BOS came before the text; without one its first token is not scored"),
+        column("bos", FLAG, "whether texts start with BOS; without it the first token is scored after EOS"),
     ]
 )
 

@@ -32,7 +32,13 @@ from raysft.probes.log_likelihood import log_likelihoods
 from raysft.probes.scoring import centroid_of, read_rows, score_rows
 from raysft.spec.templates import Template
 from tests.invariants.tiny_models import random_rows, tiny_base
-from tests.unit.tokenizers_in_miniature import KINDS, byte_level, old_sentence_piece, sentence_piece
+from tests.unit.tokenizers_in_miniature import (
+    KINDS,
+    byte_level,
+    byte_level_without_bos,
+    old_sentence_piece,
+    sentence_piece,
+)
 
 pytestmark = pytest.mark.invariants
 
@@ -140,12 +146,12 @@ def test_means_and_quantiles_are_over_rows() -> None:
     assert {(row["n"], row["left_out"]) for row in properties} == {(4, 3)}
 
 
-@pytest.mark.parametrize("make", [byte_level, sentence_piece, old_sentence_piece])
+@pytest.mark.parametrize("make", [byte_level, sentence_piece, old_sentence_piece, byte_level_without_bos])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 def test_log_likelihoods_are_lm_evals_rolling_ones(
     family: str, make: Callable[..., PreTrainedTokenizerFast], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of texts behind a BOS. lm-eval puts one there itself, and is told not to have the tokenizer put a second one."""
+    """lm-eval puts BOS there itself, or EOS, and is told not to have the tokenizer put a second one."""
     tokenizer = make()
     model = _model(family, len(tokenizer))
     texts = ["What is it?", "The capital of France is Paris.", "Ah, é", "It is a question: 17 plus 4 equals 21. " * 2]
@@ -157,20 +163,21 @@ def test_log_likelihoods_are_lm_evals_rolling_ones(
         monkeypatch.setattr(output_layer, "MOST_LOGITS", numbers)
         table = log_likelihoods(model, tokenizer, texts, LENGTH, tokenizer.pad_token_id, 64)
         np.testing.assert_allclose(table["log_likelihood"].to_pylist(), theirs, rtol=1e-5, atol=1e-4)
-    assert table["bos"].to_pylist() == [True] * 4
+    assert table["bos"].to_pylist() == [make is not byte_level_without_bos] * 4
     assert table["tokens"].to_pylist() == [
         len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts
     ]
 
 
-def test_without_bos_the_first_token_is_not_scored_and_it_is_said() -> None:
+def test_without_bos_the_first_token_is_scored_after_eos_and_it_is_said() -> None:
     tokenizer = KINDS["without BOS, pad is EOS"]()
     model = _model("llama", len(tokenizer))
     text = "The capital of France"
     ids = tokenizer(text)["input_ids"]
     [row] = log_likelihoods(model, tokenizer, [text], LENGTH, tokenizer.pad_token_id, 64).to_pylist()
-    assert row["log_likelihood"] == pytest.approx(sum(_plain_log_probabilities(model, ids)), rel=1e-5)
-    assert (row["bos"], row["tokens"], row["bytes"]) == (False, len(ids) - 1, len(text))
+    behind_eos = [tokenizer.eos_token_id, *ids]
+    assert row["log_likelihood"] == pytest.approx(sum(_plain_log_probabilities(model, behind_eos)), rel=1e-5)
+    assert (row["bos"], row["tokens"], row["bytes"]) == (False, len(ids), len(text))
 
 
 @pytest.mark.parametrize("family", list(CONFIGS))
