@@ -22,11 +22,13 @@ def weights(
 ) -> None:
     """Show how far a checkpoint's weights are from its base's, layer by layer, read from files without loading them."""
     with user_errors():
-        from raysft.console.weights import print_weight_change, write_weight_change
+        from raysft.console.weights import other_base, print_weight_change, write_weight_change
         from raysft.probes.weights.folders import weight_change_of_folders
 
         change = weight_change_of_folders(base, checkpoint)
         print_weight_change(console, change)
+        if named := other_base(base, checkpoint):
+            console.print(f"{checkpoint} is an adapter of {named}; whether that is {base} is not known")
         if out is not None:
             write_weight_change(change, out)
             console.print(f"Wrote {out}")

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from raysft.probes.weights.files import read_json
+from raysft.probes.weights.folders import ADAPTER_CONFIG
 from raysft.store.layout import StorageError
 
 _NUMBERS = ("relative_change", "mean_relative_change", "mean_absolute_change", "zero_fraction")
@@ -24,6 +26,15 @@ def print_weight_change(console: Console, change: pa.Table) -> None:
     console.print(_table("module", everything))
     for line in _notes(rows):
         console.print(line)
+
+
+def other_base(base: Path, checkpoint: Path) -> str | None:
+    """The base that an adapter names, if it is not called as `base` is; None for what names none."""
+    config = checkpoint / ADAPTER_CONFIG
+    named = read_json(config).get("base_model_name_or_path") if config.is_file() else None
+    if not isinstance(named, str) or not named or Path(named).name == base.resolve().name:
+        return None
+    return named
 
 
 def write_weight_change(change: pa.Table, path: Path) -> None:

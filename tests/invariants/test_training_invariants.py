@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from raysft.corpus.batching import global_batch
 from raysft.models.methods import Tuned, apply_method
 from raysft.probes.weights.change import weight_change
-from raysft.probes.weights.low_rank import low_rank_norm
+from raysft.probes.weights.low_rank import low_rank_norm, low_rank_update
 from raysft.spec.sweep import MethodSpec
 from raysft.training.loop import (
     DivergenceError,
@@ -306,6 +306,15 @@ def test_low_rank_norms_are_those_of_the_merged_difference() -> None:
     a = torch.randn(4, 30, generator=generator, dtype=torch.float64)
     b = torch.randn(20, 4, generator=generator, dtype=torch.float64)
     assert low_rank_norm(a, b, 1.7) == pytest.approx(float(torch.linalg.matrix_norm(1.7 * b @ a)), rel=1e-10)
+
+
+def test_low_rank_norms_of_factors_that_nearly_cancel() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b, rest = (torch.randn(sizes, generator=generator, dtype=torch.float64) for sizes in ((1, 30), (20, 1), (20, 1)))
+    a, b = torch.cat([a, -a]), torch.cat([b, b + 1e-7 * rest], dim=1)
+    expected = float(torch.linalg.vector_norm(b[:, 1] - b[:, 0]) * torch.linalg.vector_norm(a[0]))
+    assert low_rank_norm(a, b, 1.0) == pytest.approx(expected, rel=1e-7)
+    assert low_rank_update("t", a, b, 1.0, 1.0).change_norm == pytest.approx(expected, rel=1e-7)
 
 
 def test_weight_change_of_a_known_step() -> None:

@@ -210,6 +210,20 @@ def test_a_tied_output_layer_that_is_stored_all_the_same_counts_once(tmp_path: P
     assert weight_change_of_folders(base, tuned).to_pylist() == rows
 
 
+@pytest.mark.parametrize("silent", ["base", "tuned", "both"])
+def test_a_configuration_that_does_not_speak_of_tying_means_what_its_family_does(tmp_path: Path, silent: str) -> None:
+    base, tuned, rows = saved(tiny_base("gemma2"), "full", tmp_path)
+    rewrite(tuned, lambda weights: {**weights, "lm_head.weight": weights[EMBEDDING].clone()})
+    configure(tuned, tie_word_embeddings=True)
+    for folder in (base, tuned):
+        if silent in (folder.name, "both"):
+            path = folder / "config.json"
+            content = json.loads(path.read_text())
+            content.pop("tie_word_embeddings", None)
+            path.write_text(json.dumps(content))
+    assert weight_change_of_folders(base, tuned).to_pylist() == rows
+
+
 def test_modules_that_an_adapter_saves_whole_are_compared_whole(tmp_path: Path) -> None:
     base, tuned, _ = saved(tiny_base("llama"), "lora", tmp_path)
     path = tuned / "adapter_model.safetensors"
@@ -400,3 +414,13 @@ def test_the_command_says_in_one_line_what_is_wrong(folders: tuple[Path, Path]) 
         assert message in done.output
         assert done.output.startswith("raysft: ")
         assert done.output.count("\n") == 1
+
+
+@pytest.mark.parametrize(("named", "is_said"), [("somebody/other-model", True), ("models/base", False), ("", False)])
+def test_the_command_says_that_an_adapter_names_another_base(named: str, is_said: bool, tmp_path: Path) -> None:
+    base, tuned, _ = saved(tiny_base("llama"), "lora", tmp_path)
+    path = tuned / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": named}))
+    done = CliRunner().invoke(app, ["weights", str(base), str(tuned)])
+    assert done.exit_code == 0, done.output
+    assert (f"is an adapter of {named}; whether that is" in done.output) == is_said

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from raysft.models.layers import architecture_of, place_of
 from raysft.probes.weights.measures import WeightsError
 from raysft.probes.weights.rows import Layout, layouts_of
+from raysft.spec.shape import FAMILIES
 from raysft.store.layout import one_line
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -137,11 +138,15 @@ class ModelFolder:
 
     @property
     def is_tied(self) -> bool:
-        """Whether the output layer is the embedding: its configuration says so, or it stores none and says nothing."""
+        """Whether the output layer is the embedding. A configuration that does not say it means what its family does by
+        default, or, of a family that is not known, that what is not stored is tied."""
         text = self.config.get("text_config")
         own = text.get("tie_word_embeddings") if isinstance(text, Mapping) else None
         said = self.config.get("tie_word_embeddings", own)
-        return bool(said) if said is not None else self.output is None
+        if said is not None:
+            return bool(said)
+        family = FAMILIES.get(self.architecture.family)
+        return self.output is None or (family is not None and family.tied)
 
     def close(self) -> None:
         """Let go of the files."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from raysft.probes.weights.measures import RANK, Measured, WeightsError, leading
@@ -25,12 +23,12 @@ def low_rank_update(
     """
     dtype = str(b.dtype).removeprefix("torch.")
     a, b = a.double(), scaling * b.double()
-    norm = low_rank_norm(a, b, 1.0)
-    if not math.isfinite(norm):
+    if not (bool(a.isfinite().all()) and bool(b.isfinite().all())):
         raise WeightsError(f"{name}: its LoRA matrices hold values that are not finite")
     q_b, r_b = torch.linalg.qr(b)
     q_a, r_a = torch.linalg.qr(a.T)
     left, values, right = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+    norm = float(torch.linalg.vector_norm(values))
     moved = norm > 0
     return Measured(
         name=name,
@@ -49,12 +47,13 @@ def low_rank_update(
 
 
 def low_rank_norm(a: torch.Tensor, b: torch.Tensor, scaling: float) -> float:
-    """||s B A||_F from r x r matrices: s * sqrt(sum((B^T B) * (A A^T))), in fp64, without forming B A.
+    """||s B A||_F = s ||R_b R_a^T||_F from QR of B and of A^T, in fp64, without forming B A.
 
-    `a` is (r, inputs), `b` is (outputs, r).
+    `a` is (r, inputs), `b` is (outputs, r). The sum of (B^T B) * (A A^T), which takes no QR, is the difference of large
+    numbers where the columns of B A nearly cancel.
     """
-    a, b = a.double(), b.double()
-    return abs(scaling) * float(torch.sqrt(((b.T @ b) * (a @ a.T)).sum().clamp_min(0)))
+    r_b, r_a = (torch.linalg.qr(factor.double(), mode="r").R for factor in (b, a.T))
+    return abs(scaling) * float(torch.linalg.matrix_norm(r_b @ r_a.T))
 
 
 def _mean_absolute(name: str, a: torch.Tensor, b: torch.Tensor) -> float:
