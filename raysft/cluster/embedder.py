@@ -18,6 +18,7 @@ from raysft.corpus.tokenize import TokenisedRow
 from raysft.models.load import Base, pad_id
 from raysft.models.methods import Tuned, apply_method
 from raysft.probes.pooling import pooled_layers
+from raysft.probes.scoring import check_context
 from raysft.session import Session, pick_device
 from raysft.spec.grid import Trial
 from raysft.spec.probes import Pooling
@@ -109,7 +110,8 @@ class Embedder:
             found = self.session.rows(job.texts_of, base)
             places = np.searchsorted(found.kept, texts).clip(max=len(found) - 1)
             there = found.kept[places] == texts
-            states = self._states(job, base, [found[place] for place in places[there].tolist()])
+            rows = [found[place] for place in places[there].tolist()]
+            states = self._states(job, base, rows, np.array(texts)[there].tolist())
         except Exception as error:  # noqa: BLE001  whatever it is, it is recorded and the other subjects go on
             self._forget(job)
             return self._failure(job, error)
@@ -122,10 +124,11 @@ class Embedder:
         missing = np.zeros((int((~there).sum()), *states.shape[1:]), np.float32)
         return self._table(about, np.concatenate([states, missing]))
 
-    def _states(self, job: EmbedJob, base: Base, rows: Sequence[TokenisedRow]) -> np.ndarray:
+    def _states(self, job: EmbedJob, base: Base, rows: Sequence[TokenisedRow], places: Sequence[int]) -> np.ndarray:
         if not rows:
             return np.zeros((0, self.layers, self.type.shape[0]), np.float32)
         model = base.model if self.tuned is None else self.tuned.model.eval()
+        check_context(model, rows, places)
         budget = self.session.sweep.training.token_budget
         return pooled_layers(model, rows, pad_id(base.tokenizer), budget, job.pooling)
 

@@ -23,7 +23,7 @@ from raysft.spec.plan import Work
 from raysft.spec.probes import IntrinsicDimensionProbe
 from raysft.store.checkpoints import read_manifest
 from raysft.store.layout import Storage, embeddings_folder, open_storage
-from raysft.store.parts import part_columns, read_parts
+from raysft.store.parts import each_part, part_columns, read_parts
 from raysft.store.probe_schemas import INTRINSIC_DIMENSION, NEIGHBOURS
 from raysft.store.results import Cost, commit_result, read_result, record_failure, result_path
 
@@ -52,13 +52,14 @@ def _tables(
     """Stage -> payload, of the works on one subject."""
     dataset, folder = works[0].about or "", embeddings_folder(works[0].source or "")
     before = _Before(storage, next((work.before for work in works if work.subject.trial is not None), None))
-    texts = Texts(dataset, read_manifest(storage, folder)["duplicates"], works[0].before)
+    numbers, order = _texts(storage, folder)
+    texts = Texts(dataset, read_manifest(storage, folder)["duplicates"], works[0].before, numbers.tolist())
     first = 0 if probe.pooling == "mean" else 1  # of one token, hidden state 0 says only which token it is
     rows: list[dict[str, Any]] = []
     neighbours = [NEIGHBOURS.empty_table()]
-    for layer, layers, indices, points in _layers(storage, folder, first):
+    for layer, layers, points in _layers(storage, folder, order, first):
         found = layer_estimates(points, layer, layers, probe, texts, partial(_table_of, gpus))
-        table = replace(found.neighbours, texts=indices[found.neighbours.texts]).first(probe.overlap_k)
+        table = replace(found.neighbours, texts=numbers[found.neighbours.texts]).first(probe.overlap_k)
         rows += found.rows
         neighbours.append(_as_table(layer, table))
         overlap = before.overlap(layer, table, probe.overlap_k)
@@ -77,16 +78,29 @@ def _table_of(gpus: float, points: np.ndarray, k: int) -> Neighbours:
     return neighbour_table(points, k, str(device))
 
 
-def _layers(storage: Storage, folder: str, first: int) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
-    """(layer, the last layer, indices of texts, their hidden states fp32 (texts, width)), from layer `first` on."""
+def _texts(storage: Storage, folder: str) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the texts that were not dropped, ascending, and the row of each through all parts."""
     about = read_parts(storage, folder, ["text", "dropped"])
     texts, dropped = about["text"].to_numpy(), about["dropped"].to_numpy()
-    _, order = np.unique(texts, return_index=True)  # ascending; a text may be in two parts
+    _, order = np.unique(texts, return_index=True)  # a text may be in two parts
     order = order[~dropped[order]]
+    return texts[order], order
+
+
+def _layers(storage: Storage, folder: str, order: np.ndarray, first: int) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(layer, the last layer, hidden states of the rows in `order`, fp32 (texts, width)), from layer `first` on. Beside
+    these states, one part of them is in memory."""
     columns = [name for name in part_columns(storage, folder) if name.startswith(LAYER)]
     for layer, name in list(enumerate(sorted(columns)))[first:]:
-        states = read_parts(storage, folder, [name])[name].combine_chunks().to_numpy_ndarray()
-        yield layer, len(columns) - 1, texts[order], states[order]
+        states, row = np.empty((0, 0), np.float32), 0
+        for part in each_part(storage, folder, [name]):
+            found = part[name].combine_chunks().to_numpy_ndarray()
+            if not row:
+                states = np.empty((len(order), found.shape[1]), found.dtype)
+            here = np.flatnonzero((order >= row) & (order < row + len(found)))
+            states[here] = found[order[here] - row]
+            row += len(found)
+        yield layer, len(columns) - 1, states
 
 
 def _as_table(layer: int, table: Neighbours) -> pa.Table:

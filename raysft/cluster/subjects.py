@@ -38,6 +38,7 @@ def subjects_of(
             if data not in examples:
                 examples[data] = load_examples(plan.sweep, plan.sweep.dataset(data[0]), data[1])
             subject = _subject(plan.sweep, embedding, job, examples[data])
+            _check_texts(plan.sweep, subject)
             streams.setdefault(shape, []).append(subject)
         except (ValueError, OSError) as error:
             failures.append(record_failure(storage, "embed", source, error, work.subject.as_row()))
@@ -56,6 +57,17 @@ def _job(plan: Plan, trials: Mapping[str, Trial], work: Work) -> EmbedJob:
     trial = trials[work.subject.trial] if work.subject.trial is not None else None
     texts_of = trials[work.as_in or ""]
     return EmbedJob(work.source or "", work.subject.model, trial, work.subject.epoch or 0, texts_of, probe.pooling)
+
+
+def _check_texts(sweep: Sweep, subject: Subject) -> None:
+    """ValueError for fewer texts than a neighbour table takes, before any of them goes through a model."""
+    probe = sweep.probes.intrinsic_dimension
+    assert probe is not None
+    if len(subject.texts) < probe.neighbours + 2:
+        raise ValueError(
+            f"datasets.{subject.work.about} at size {subject.work.subject.size}: {len(subject.texts)} distinct texts, "
+            f"{probe.neighbours + 2} are needed for {probe.neighbours} neighbours (probes.intrinsic_dimension)"
+        )
 
 
 def _subject(sweep: Sweep, work: Work, job: EmbedJob, examples: Sequence[Example]) -> Subject:

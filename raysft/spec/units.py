@@ -25,6 +25,7 @@ from raysft.spec.keys import (
     key_of,
     model_identity,
 )
+from raysft.spec.probes import IntrinsicDimensionProbe
 from raysft.spec.resources import Shape
 from raysft.spec.sweep import ModelSpec, SpecError, Sweep
 from raysft.spec.templates import evaluation_template
@@ -254,12 +255,24 @@ def _checkpoint_works(shared: _Shared, identity: Identity, subject: Subject) -> 
         yield Work("log_likelihood", key, subject)
 
 
+def _check_texts(sweep: Sweep, probe: IntrinsicDimensionProbe, trials: Sequence[Trial]) -> None:
+    """SpecError if no trial has texts enough; where some have, the others are recorded as failures, and these go on."""
+    found = {(trial.dataset, trial.size): text_count(sweep, trial.dataset, trial.size) for trial in trials}
+    if found and max(found.values()) < probe.neighbours + 2:
+        (dataset, size), most = max(found.items(), key=lambda entry: entry[1])
+        raise SpecError(
+            f"probes.intrinsic_dimension.neighbours: {probe.neighbours} neighbours take {probe.neighbours + 2} texts, "
+            f"and no trial has as many: datasets.{dataset} at size {size} has {most}; ask for fewer neighbours"
+        )
+
+
 def _geometry(sweep: Sweep, models: Sequence[ModelSpec], trials: Sequence[Trial]) -> Iterable[Work]:
     """Intrinsic dimension of each trial's training texts, in its base and at its last epoch, and the neighbours that
     they have in the base."""
     probe = sweep.probes.intrinsic_dimension
     if probe is None:
         return
+    _check_texts(sweep, probe, trials)
     order = {model.name: index for index, model in enumerate(models)}
     seen = set()
     for trial in sorted(trials, key=lambda trial: order[trial.model]):
@@ -269,11 +282,6 @@ def _geometry(sweep: Sweep, models: Sequence[ModelSpec], trials: Sequence[Trial]
             "template": trial.identity["optimisation"]["template"],
             "max_length": trial.optimisation.max_length,
         }
-        if texts["texts"] < probe.neighbours + 2:
-            raise SpecError(
-                f"probes.intrinsic_dimension.neighbours: {probe.neighbours} neighbours take {probe.neighbours + 2} "
-                f"texts, datasets.{trial.dataset} at size {trial.size} has {texts['texts']}; ask for fewer neighbours"
-            )
         if sweep.dataset(trial.dataset).mixture is not None:
             texts["size"] = trial.size  # another size is another order, that begins with other texts
         if probe.pooling != "mean":

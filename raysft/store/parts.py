@@ -7,7 +7,7 @@ kill reads which rows are there already.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -66,6 +66,12 @@ def forget_gathered(storage: Storage, folder: str) -> None:
 def read_parts(storage: Storage, folder: str, columns: Sequence[str]) -> pa.Table:
     """These columns of all parts of a published folder. DamagedError for one that is not complete."""
     return pq.ParquetDataset(_paths(storage, folder), filesystem=storage.filesystem).read(columns=list(columns))
+
+
+def each_part(storage: Storage, folder: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """These columns of the parts of a published folder, one part in memory at a time, in the order of `read_parts`."""
+    for path in _paths(storage, folder):
+        yield pq.read_table(path, columns=list(columns), filesystem=storage.filesystem)
 
 
 def part_columns(storage: Storage, folder: str) -> list[str]:

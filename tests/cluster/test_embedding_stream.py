@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -266,3 +267,52 @@ def test_an_actor_takes_the_seam_of_two_subjects(pretrained: Plan, tmp_path: Pat
     first = out[layer_column(shape[0] - 1)].combine_chunks().to_numpy_ndarray()
     assert not np.allclose(first[0], first[2])
     assert gathered(storage, embeddings_folder(keys[0]), ["text"]) == {}
+
+
+def test_a_checkpoint_whose_states_are_not_finite_is_recorded_and_its_base_is_measured(
+    pretrained: Plan, tmp_path: Path
+) -> None:
+    plan, storage = _in_a_storage_of_its_own(pretrained, tmp_path / "storage")
+    (tmp_path / "storage" / "checkpoints").unlink()
+    session, trial = Session(plan.sweep, torch.device("cpu")), plan.trials[0]
+    tuned = apply_method(session.base("tiny"), plan.sweep.method("full"), 0)
+    with torch.no_grad():
+        next(parameter for name, parameter in tuned.model.named_parameters() if "norm" in name)[0] = torch.nan
+    write_folder(storage, checkpoint_folder(trial.key, trial.epochs), tuned.save, {})
+    plan = _trained(make_plan(plan.sweep, storage), storage)
+    failures = run_geometry(plan, storage)
+    assert {failure["stage"] for failure in failures} == {"intrinsic_dimension"}
+    assert failures[0]["message"].startswith("layer 1: hidden states of 24 of 24 texts are not all finite")
+    (record,) = read_failures(storage, "intrinsic_dimension", failures[0]["key"])
+    assert record["subject"]["trial"] == trial.key
+    missing = _trained(make_plan(plan.sweep, storage), storage).missing_geometry()
+    assert {work.subject.trial for work in missing} == {trial.key}
+
+
+def test_a_size_with_fewer_texts_than_neighbours_is_recorded_and_the_others_go_on(
+    pretrained: Plan, tmp_path: Path
+) -> None:
+    plan, storage = _in_a_storage_of_its_own(pretrained, tmp_path / "storage")
+    block = plan.sweep.grid[0].model_copy(update={"sizes": (5, 32)})
+    plan = make_plan(plan.sweep.model_copy(update={"grid": (block,)}), storage)
+    bases = [work for work in plan.missing_geometry() if work.subject.trial is None]
+    failures: list[dict[str, Any]] = []
+    ((_, subjects),) = subjects_of(plan, storage, bases, failures)
+    assert {subject.work.subject.size for subject in subjects} == {32}
+    (failure,) = failures
+    assert failure["message"] == (
+        "datasets.addition at size 5: 5 distinct texts, 6 are needed for 4 neighbours (probes.intrinsic_dimension)"
+    )
+    assert read_failures(storage, "embed", failure["key"]) == [failure]
+
+
+def test_a_text_longer_than_the_context_is_named(pretrained: Plan, tmp_path: Path) -> None:
+    """Positions that are learned end in an error of the device, after which a GPU's process can do nothing more."""
+    plan, storage = _in_a_storage_of_its_own(pretrained, tmp_path / "storage")
+    (subject, _), shape = _planned(plan, storage)
+    actor = Embedder(plan.sweep, [subject.job], shape)
+    actor.session.base("tiny").model.config.max_position_embeddings = 3
+    found = actor(pa.table({"key": [subject.job.key] * 2, "text": subject.texts[:2]}))
+    (said,) = found["error"].to_pylist()
+    assert said.startswith(f"ValueError: text {subject.texts[0] + 1}: ")
+    assert said.endswith("tokens; the model's context holds 3, so shorten the text")

@@ -266,11 +266,11 @@ def _with(place: tuple[int, int], value: float) -> np.ndarray:
     [
         (
             _with((5, 0), np.nan),
-            "layer 3: hidden states of 1 of 600 texts are not all finite, the first of them text 5",
+            "layer 3: hidden states of 1 of 600 texts are not all finite, the first of them text 6 of data",
         ),
         (
             _with((9, 1), np.inf),
-            "layer 3: hidden states of 1 of 600 texts are not all finite, the first of them text 9",
+            "layer 3: hidden states of 1 of 600 texts are not all finite, the first of them text 10 of data",
         ),
         (np.ones((600, 4), np.float32), "layer 3: 1 distinct states among 600 texts, 42 are needed for 40 neighbours"),
         (_manifold(41), "layer 3: 41 distinct states among 41 texts, 42 are needed for 40 neighbours"),
@@ -279,6 +279,25 @@ def _with(place: tuple[int, int], value: float) -> np.ndarray:
 def test_a_layer_that_has_no_estimate_is_one_line(points: np.ndarray, said: str) -> None:
     with pytest.raises(ValueError, match=f"^{said}$"):
         layer_estimates(points, 3, 4, _probe(), Texts("data"))
+
+
+def test_an_error_names_the_text_by_its_place_in_the_data() -> None:
+    texts = Texts("data", places=range(100, 700))
+    with pytest.raises(ValueError, match=r"the first of them text 106 of data$"):
+        layer_estimates(_with((5, 0), np.nan), 3, 4, _probe(), texts)
+
+
+def test_two_texts_that_coincide_in_one_layer_leave_the_others_of_the_sample() -> None:
+    """The spectrum is of a sample, before and after; an order of the distinct points alone would draw another one."""
+    points = _manifold()
+    twins = points.copy()
+    twins[7] = twins[3]
+    options = {"sample": 200, "neighbours": 5}
+    order = np.random.default_rng(_probe(**options).seed).permutation(len(points))
+    assert 7 not in order[:200]
+    names = ("participation_ratio", "effective_rank")
+    before, after = _values(points, **options), _values(twins, **options)
+    assert [after[name, 0] for name in names] == [before[name, 0] for name in names]
 
 
 def test_rows_fill_the_schema() -> None:

@@ -183,7 +183,11 @@ def test_geometry_of_a_mixture_is_of_the_texts_of_its_size(content: Content) -> 
     assert len(compared) == 4
 
 
-def test_more_neighbours_than_a_trial_has_texts_is_refused(content: Content) -> None:
+def test_more_neighbours_than_any_trial_has_texts_is_refused(content: Content) -> None:
     content["probes"]["intrinsic_dimension"] = {"texts": 200}
-    with pytest.raises(SpecError, match=r"100 neighbours take 102 texts, datasets.capitals at size 32 has 32"):
+    said = r"100 neighbours take 102 texts, and no trial has as many: datasets.capitals at size 32 has 32"
+    with pytest.raises(SpecError, match=said):
         make_plan(parse_sweep(content, "test"))
+    content["grid"][0]["sizes"] = [32, 200]
+    content["datasets"][0]["generated"]["rows"] = content["datasets"][1]["generated"]["rows"] = 200
+    assert {work.subject.size for work in make_plan(parse_sweep(content, "test")).geometry} == {32, 200}

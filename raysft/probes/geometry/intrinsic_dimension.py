@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +23,13 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Texts:
-    """What a layer's points are of: the dataset, how many texts were left out before because they were repeated, and
-    what is equal wherever the texts are the same."""
+    """What a layer's points are of: the dataset, how many texts were left out before because they were repeated, what
+    is equal wherever the texts are the same, and their places in the dataset (from 0), by which an error names them."""
 
     dataset: str
     repeated: int = 0
     same: str | None = None
+    places: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ def layer_estimates(
         ValueError: a point is not finite, there are fewer than neighbours + 2 distinct ones, or an estimator of
             scikit-dimension fails; the message starts with the layer.
     """
-    distinct = _distinct(points, layer, probe.neighbours)
-    chosen = np.ascontiguousarray(points[distinct])
+    distinct = _distinct(points, layer, probe.neighbours, texts)
+    chosen = points if len(distinct) == len(points) else points[distinct]
     table = table_of(chosen, min(_depth(probe), len(chosen) - 1))
     common = {
         "texts_of": texts.dataset,
@@ -67,22 +69,24 @@ def layer_estimates(
         "n": len(chosen),
         "duplicates": texts.repeated + len(points) - len(chosen),
     }
-    rows = [*_from_table(table, probe), *_from_sample(chosen, layer, probe)]
+    rows = [*_from_table(table, probe), *_from_sample(points, distinct, layer, probe)]
     found = table.first(probe.neighbours)
     return LayerGeometry([{**common, **row} for row in rows], Neighbours(found.indices, found.distances, distinct))
 
 
-def _distinct(points: np.ndarray, layer: int, neighbours: int) -> np.ndarray:
+def _distinct(points: np.ndarray, layer: int, neighbours: int, texts: Texts) -> np.ndarray:
     """Indices of the first of each set of equal points, ascending."""
-    finite = np.isfinite(points).all(axis=1)
+    finite = np.fromiter((np.isfinite(point).all() for point in points), bool, len(points))
     if not finite.all():
+        first_bad = int(np.argmin(finite))
+        number = 1 + (first_bad if texts.places is None else int(texts.places[first_bad]))
         raise ValueError(
             f"layer {layer}: hidden states of {int((~finite).sum())} of {len(points)} texts are not all finite, the "
-            f"first of them text {int(np.argmin(finite))}"
+            f"first of them text {number} of {texts.dataset}"
         )
-    # Adding 0 makes -0 and 0 the same bytes; rows are then compared as bytes, which is far quicker than by entry.
-    row_bytes = np.dtype((np.void, points.dtype.itemsize * points.shape[1]))
-    _, first = np.unique(np.ascontiguousarray(points + 0.0).view(row_bytes).ravel(), return_index=True)
+    # By digests, one row at a time: sorting the rows themselves takes several copies. Adding 0 makes -0 and 0 equal.
+    digests = [hashlib.blake2b((point + 0.0).tobytes(), digest_size=16).digest() for point in points]
+    _, first = np.unique(np.array(digests, "S16"), return_index=True)
     if len(first) < neighbours + 2:
         raise ValueError(
             f"layer {layer}: {len(first)} distinct states among {len(points)} texts, {neighbours + 2} are needed for "
@@ -109,11 +113,16 @@ def _from_table(table: Neighbours, probe: IntrinsicDimensionProbe) -> Rows:
     return rows
 
 
-def _from_sample(points: np.ndarray, layer: int, probe: IntrinsicDimensionProbe) -> Rows:
-    """Spectrum and further estimators, on one random sample of the points, in fp64 and centred: their cost grows with
-    the cube of its size, and would be most of a layer's."""
-    size = min(probe.sample, len(points))
-    chosen = np.sort(np.random.default_rng(probe.seed).permutation(len(points))[:size])
+def _from_sample(points: np.ndarray, distinct: np.ndarray, layer: int, probe: IntrinsicDimensionProbe) -> Rows:
+    """Spectrum and further estimators, on one random sample of the distinct points, in fp64 and centred: their cost
+    grows with the cube of its size, and would be most of a layer's.
+
+    The sample is the first of one random order of all texts, so that a layer in which two of them coincide has the same
+    texts in it as others, but for those two.
+    """
+    size = min(probe.sample, len(distinct))
+    order = np.random.default_rng(probe.seed).permutation(len(points))
+    chosen = np.sort(order[np.isin(order, distinct)][:size])
     sample = points[chosen].astype(np.float64)
     sample -= sample.mean(axis=0)
     values = spectrum_estimates(sample)
