@@ -8,9 +8,10 @@ SWEEP ?= sweeps/quickstart.yaml
 quickstart: install
 	$(VENV)/bin/raysft run $(SWEEP)
 
-# Two processes, each with whole files: most tests wait for processes of Ray as long as they compute.
+# Two processes, each with whole files, in their order: those that take minutes come first, and fill the gaps.
+# Most tests wait for processes of Ray as long as they compute.
 test: install
-	$(VENV)/bin/pytest --numprocesses 2 --dist loadfile
+	$(VENV)/bin/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -14,11 +14,13 @@ from raysft.spec.cost import geometry_shape
 from raysft.spec.plan import Plan, Work
 from raysft.store.checkpoints import delete_folder
 from raysft.store.layout import Storage, embeddings_folder, open_storage
-from raysft.store.results import record_failure
+from raysft.store.results import read_result, record_failure, result_path
 
 Watch = Callable[[str], None]
 
 _HELD = 64 << 30  # bytes of embeddings in the storage at a time
+_COPIES = 3  # of a layer's states that a task holds, with what it makes of them
+_MUCH = 1 << 30  # bytes of a task that Ray is told of
 
 
 def run_geometry(plan: Plan, storage: Storage, watch: Watch = lambda _: None) -> list[dict[str, Any]]:
@@ -91,14 +93,17 @@ def _estimates(plan: Plan, storage: Storage, works: Sequence[Work], watch: Watch
     assert probe is not None
     shape = geometry_shape(plan.sweep, "intrinsic_dimension")
     labels = {"label_selector": dict(shape.labels)} if shape.labels else {}
-    task = estimate.options(num_cpus=shape.cpus, num_gpus=shape.gpus, **labels)
+    held = {"num_cpus": shape.cpus, "num_gpus": shape.gpus, **labels}
     failures: list[dict[str, Any]] = []
     for is_base in (True, False):
         sources: dict[str, list[Work]] = {}
         for work in works:
             if _is_base(work) == is_base:
                 sources.setdefault(work.source or "", []).append(work)
-        waiting = {task.remote(plan.sweep.storage, own, probe, shape.gpus): own for own in sources.values()}
+        waiting = {
+            estimate.options(**held, **_memory(storage, source)).remote(plan.sweep.storage, own, probe, shape.gpus): own
+            for source, own in sources.items()
+        }
         failures += [failure for done in waiting for failure in _outcome(plan, done, waiting[done])]
     failed = {failure["key"] for failure in failures}
     made = [work for work in works if work.stage == "intrinsic_dimension" and work.key not in failed]
@@ -107,6 +112,17 @@ def _estimates(plan: Plan, storage: Storage, works: Sequence[Work], watch: Watch
     for source in {work.source or "" for work in works} - kept if not probe.keep_embeddings else ():
         delete_folder(storage, embeddings_folder(source))
     return failures
+
+
+def _memory(storage: Storage, source: str) -> dict[str, int]:
+    """What a task on these embeddings asks of a node, if it is much: a layer's states, some of them once more, and what
+    is made of them. No more than the largest node has, or the task would wait for ever."""
+    if not storage.exists(result_path("embed", source)):
+        return {}
+    (facts,) = read_result(storage, "embed", source).to_pylist()
+    needed = _COPIES * 4 * facts["texts"] * facts["width"]
+    there = max((node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    return {"memory": int(min(needed, there))} if needed > _MUCH else {}
 
 
 def _outcome(plan: Plan, done: Any, works: Sequence[Work]) -> list[dict[str, Any]]:

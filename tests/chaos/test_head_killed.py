@@ -18,7 +18,7 @@ from tests.ray_head import Head, ray_head
 
 pytestmark = pytest.mark.chaos
 
-TIMEOUT_S = 240
+TIMEOUT_S = 600
 
 # A driver waits a minute for its head to come back; here, where it does not, less.
 PATIENCE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5", "RAY_AUTH_MODE": "disabled"}

@@ -15,7 +15,7 @@ import ray
 import torch
 
 from raysft.cluster import embed as embedding
-from raysft.cluster import estimate
+from raysft.cluster import estimate, geometry
 from raysft.cluster.embed import Subject, embed
 from raysft.cluster.embedder import Embedder, layer_column
 from raysft.cluster.estimate import _tables
@@ -218,6 +218,20 @@ def test_what_the_storage_refuses_at_the_end_is_recorded(
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == stamps
     (row,) = read_result(storage, "embed", subject.job.key).to_pylist()
     assert row["texts"] == len(subject.texts)
+
+
+def test_a_task_asks_for_memory_where_its_states_are_many(
+    pretrained: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, storage = _in_a_storage_of_its_own(pretrained, tmp_path / "storage")
+    (subject, _), shape = _planned(plan, storage)
+    assert embed(plan.sweep, storage, [subject], shape) == []
+    assert geometry._memory(storage, subject.job.key) == geometry._memory(storage, "nothing") == {}
+    monkeypatch.setattr(geometry, "_MUCH", 1 << 10)
+    assert geometry._memory(storage, subject.job.key) == {"memory": 3 * 4 * _TEXTS * shape[1]}
+    monkeypatch.setattr(geometry, "_COPIES", 1 << 50)
+    largest = max(node["Resources"]["memory"] for node in ray.nodes())
+    assert geometry._memory(storage, subject.job.key) == {"memory": int(largest)}
 
 
 def test_geometry_from_end_to_end_and_what_is_left_of_it(pretrained: Plan, tmp_path: Path) -> None:

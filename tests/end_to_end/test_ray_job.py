@@ -31,7 +31,7 @@ def _raysft(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "raysft.cli", *words],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
         cwd=folder,
         env={**os.environ, "RAY_AUTH_MODE": "disabled"},
