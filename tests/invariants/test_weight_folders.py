@@ -401,6 +401,8 @@ def test_the_command_prints_layers_and_writes_the_table(folders: tuple[Path, Pat
     for row in rows:
         if row["level"] in ("layer", "model"):
             assert f"{row['relative_change']:.3g}" in done.output
+    quick = CliRunner().invoke(app, ["weights", *map(str, folders), "--norms"])
+    assert (quick.exit_code, quick.output) == (0, done.output.replace(f"Wrote {out}\n", ""))
 
 
 def test_the_command_says_in_one_line_what_is_wrong(folders: tuple[Path, Path]) -> None:
