@@ -8,6 +8,7 @@ from raysft.probes.weights.measures import RANK, Measured, WeightsError, leading
 from raysft.probes.weights.sketches import directions_sketch, low_rank_sketch
 
 _SAMPLED_ROWS = 64
+_CANCELLED = 1e-5  # share of its terms below which a sum of squares has too few digits left
 
 
 @torch.no_grad()
@@ -47,12 +48,17 @@ def low_rank_update(
 
 
 def low_rank_norm(a: torch.Tensor, b: torch.Tensor, scaling: float) -> float:
-    """||s B A||_F = s ||R_b R_a^T||_F from QR of B and of A^T, in fp64, without forming B A.
+    """||s B A||_F from r x r matrices: s * sqrt(sum((B^T B) * (A A^T))), in fp64, without forming B A.
 
-    `a` is (r, inputs), `b` is (outputs, r). The sum of (B^T B) * (A A^T), which takes no QR, is the difference of large
-    numbers where the columns of B A nearly cancel.
+    `a` is (r, inputs), `b` is (outputs, r). Where the columns of B A nearly cancel, that sum is the small difference of
+    large numbers, and the norm is s ||R_b R_a^T||_F instead, from QR of B and of A^T.
     """
-    r_b, r_a = (torch.linalg.qr(factor.double(), mode="r").R for factor in (b, a.T))
+    a, b = a.double(), b.double()
+    inner, outer = b.T @ b, a @ a.T
+    squared = (inner * outer).sum()
+    if squared > _CANCELLED * torch.linalg.vector_norm(inner) * torch.linalg.vector_norm(outer):
+        return abs(scaling) * float(squared.sqrt())
+    r_b, r_a = (torch.linalg.qr(factor, mode="r").R for factor in (b, a.T))
     return abs(scaling) * float(torch.linalg.matrix_norm(r_b @ r_a.T))
 
 
