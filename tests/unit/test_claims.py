@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from raysft.study.claims.evidence import Evidence
 from raysft.study.claims.schema import CLAIMS
-from raysft.study.claims.table import CLAIMS_OF_THE_PAPER, claim_table
-from raysft.study.claims.verdict import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, correlated, excludes, jackknife
+from raysft.study.claims.table import CLAIMS_OF_THE_PAPER, Claim, claim_table
+from raysft.study.claims.verdict import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, Outcome, correlated, excludes, jackknife
 from raysft.study.schema import STUDY_TABLES
 from tests.unit.planted_claims import PLANTED
 from tests.unit.planted_studies import data, gains, grid, names, other_variant, places
@@ -41,6 +42,32 @@ def test_nothing_can_be_told_of_an_empty_study() -> None:
         assert set(table["verdict"].to_pylist()) == {CANNOT_TELL}
         assert all(table["reason"].to_pylist())
         assert len(set(table["name"].to_pylist())) == table.num_rows == len(BY_NAME)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("models", "datasets"), [(1, 1), (1, 3), (2, 2), (1, 5), (3, 2), (3, 3)])
+def test_small_grids_have_their_claims(models: int, datasets: int) -> None:
+    random, pairs = np.random.default_rng(models), grid(models, datasets)
+    table = claim_table({"gains": gains(pairs, {task: random.normal(size=len(pairs)) for task in names("task", 7)})})
+    reason = {row["name"]: row["reason"] for row in table.to_pylist()}["components"]
+    assert ("and 7 tasks that vary: 6 of each are needed" in reason) == (1 < len(pairs) < 6)
+
+
+def test_a_claim_that_numbers_break_says_so_and_the_others_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(error: type[Exception]) -> tuple[Claim, ...]:
+        def test(study: Evidence) -> Outcome:
+            raise error("of two\nlines")
+
+        return (replace(BY_NAME["components"], test=test), *CLAIMS_OF_THE_PAPER)
+
+    monkeypatch.setattr("raysft.study.claims.table.CLAIMS_OF_THE_PAPER", broken(ZeroDivisionError))
+    with pytest.warns(RuntimeWarning, match="'components': its test broke off with ZeroDivisionError: of two lines"):
+        table = claim_table(data(1, 1.0))
+    assert table["reason"][0].as_py() == "its test broke off with ZeroDivisionError: of two lines"
+    assert table["verdict"].to_pylist()[:2] == [CANNOT_TELL, SUPPORTED]
+    monkeypatch.setattr("raysft.study.claims.table.CLAIMS_OF_THE_PAPER", broken(AttributeError))
+    with pytest.raises(AttributeError):
+        claim_table(data(1, 1.0))
 
 
 def test_a_whole_table_is_decided_alike_each_time_and_its_numbers_are_json() -> None:

@@ -237,6 +237,16 @@ def test_what_can_be_computed_is_and_the_rest_says_why_not(name: str, tmp_path: 
         assert filled == FROM_SCORES
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("models", "datasets"), [(1, 3), (2, 2)])
+def test_a_few_fine_tunings_on_seven_tasks_are_a_study(models: int, datasets: int, tmp_path: Path) -> None:
+    rows = [row for row in made_rows(MODELS[:models], DATASETS[:datasets]) if not row["lora"]]
+    rows = [{**row, "hellaswag": row["nq-5shot"] + 3 * at} for at, row in enumerate(rows)]
+    study = studied(tmp_path, rows, Choice(tasks=("every",)))
+    claims = {row["name"]: row["reason"] for row in study.tables["claims"].to_pylist()}
+    assert claims["components"].startswith(f"{models * datasets} complete fine-tunings and 7 tasks that vary: 6 of")
+
+
 def test_a_csv_of_another_shape(tmp_path: Path) -> None:
     rows = [
         {"checkpoint": model, "data": data, "lr": 0.1, "score": 0.1 * place, "other": 0.3 + 0.2 * place, "who": "me"}

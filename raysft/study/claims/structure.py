@@ -150,10 +150,10 @@ def few_components(study: Evidence) -> Outcome:
         return cannot("the study has no gains")
     pairs, gains = study.complete_trials()
     varied = [at for at in range(gains.shape[1]) if len(gains) and not constant(gains[:, at])]
-    if len(gains) < 3 or len(varied) <= COMPONENTS:
+    if min(len(gains), len(varied)) <= COMPONENTS:
         return cannot(
-            f"{counted(len(gains), 'complete fine-tuning')} and {counted(len(varied), 'task')} that vary, 3 and "
-            f"{COMPONENTS + 1} needed"
+            f"{counted(len(gains), 'complete fine-tuning')} and {counted(len(varied), 'task')} that vary: "
+            f"{COMPONENTS + 1} of each are needed, or {COMPONENTS} components hold everything"
         )
     gains = gains[:, varied]
     share = _explained(gains)

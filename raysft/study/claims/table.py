@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow as pa
 from raysft.study.claims import data, languages, layers, likelihood, structure, training
 from raysft.study.claims.evidence import Evidence
 from raysft.study.claims.schema import CLAIMS
-from raysft.study.claims.verdict import CANNOT_TELL, FEWEST_MODELS, Number, Outcome, counted
+from raysft.study.claims.verdict import CANNOT_TELL, FEWEST_MODELS, Number, Outcome, cannot, counted
 from raysft.study.tables import from_rows
 
 
@@ -190,8 +191,17 @@ def claim_table(tables: Mapping[str, pa.Table]) -> pa.Table:
 
 
 def _decided(claim: Claim, study: Evidence) -> Outcome:
-    """What the claim's test says, unless there are too few base models to say anything of base models."""
-    found = claim.test(study)
+    """What the claim's test says, unless there are too few base models to say anything of base models.
+
+    A test that numbers break takes neither the other claims nor the study with it: it warns, and the reason says what
+    broke. Any other error is the program's, not the data's, and goes on up.
+    """
+    try:
+        found = claim.test(study)
+    except (ArithmeticError, IndexError, ValueError) as error:
+        broke = f"its test broke off with {type(error).__name__}: {' '.join(str(error).split())}"
+        warnings.warn(f"claim {claim.name!r}: {broke}", RuntimeWarning, stacklevel=3)
+        return cannot(broke)
     count = len(study.models)
     if found.verdict == CANNOT_TELL or not 0 < count < FEWEST_MODELS:
         return found
