@@ -14,7 +14,7 @@ from raysft.study.claims.table import CLAIMS_OF_THE_PAPER, Claim, claim_table
 from raysft.study.claims.verdict import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, Outcome, correlated, excludes, jackknife
 from raysft.study.schema import STUDY_TABLES
 from tests.unit.planted_claims import PLANTED
-from tests.unit.planted_studies import data, gains, grid, names, other_variant, places
+from tests.unit.planted_studies import curves, data, gains, grid, names, other_variant, places
 
 pytestmark = pytest.mark.unit
 
@@ -91,6 +91,16 @@ def test_plain_pearson_is_set_beside_the_verdict() -> None:
     shown = BY_NAME["perplexity"].test(Evidence(tables)).statement
     assert shown is not None
     assert "alone would have said the same" in shown
+
+
+def test_curves_are_of_what_is_studied_and_on_its_scale() -> None:
+    study = Evidence(curves(1, lead_of_many=0.01, growth=0.05, noise=0.001))
+    few, more = (BY_NAME[name].test(study) for name in ("few rows", "more epochs"))
+    assert few.numbers["many_minus_few"] == pytest.approx(0.01, abs=0.001)
+    assert more.numbers["last_minus_first"] == pytest.approx(0.05, abs=0.001)
+    for found in (few, more):
+        assert found.statement is not None
+        assert "over 32 pairs of 4 models (model00, model01, model02, model03) and 8 tasks" in found.statement
 
 
 def test_claims_are_decided_in_a_full_fine_tuning_unless_few_pairs_have_one() -> None:
