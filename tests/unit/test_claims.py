@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -101,6 +102,26 @@ def test_curves_are_of_what_is_studied_and_on_its_scale() -> None:
     for found in (few, more):
         assert found.statement is not None
         assert "over 32 pairs of 4 models (model00, model01, model02, model03) and 8 tasks" in found.statement
+
+
+@pytest.mark.parametrize(
+    ("tasks", "compared"),
+    [
+        (("mmlu-zh", "mmlu-jp"), []),  # no English to compare with: neither with itself nor with the other
+        (("mmlu", "mmlu-zh", "mmlu-jp"), ["mmlu against mmlu-jp", "mmlu against mmlu-zh"]),
+        (("global_mmlu_full_en", "global_mmlu_full_ja"), ["global_mmlu_full_en against global_mmlu_full_ja"]),
+        (("mmlu-0shot", "cmmlu-5shot"), []),
+        (
+            ("mmlu-0shot", "cmmlu-0shot", "mmlu-5shot", "cmmlu-5shot"),
+            ["mmlu-0shot against cmmlu-0shot", "mmlu-5shot against cmmlu-5shot"],
+        ),
+    ],
+)
+def test_a_benchmark_is_compared_with_itself_in_another_language(tasks: tuple[str, ...], compared: list[str]) -> None:
+    random, pairs = np.random.default_rng(1), grid(5, 5)
+    tables = {"gains": gains(pairs, {task: random.normal(size=len(pairs)) for task in tasks})}
+    found = BY_NAME["languages"].test(Evidence(tables))
+    assert sorted(re.findall(r"\S+ against \S+(?=:)", found.statement or "")) == sorted(compared)
 
 
 def test_claims_are_decided_in_a_full_fine_tuning_unless_few_pairs_have_one() -> None:
