@@ -221,7 +221,7 @@ def methods(
         lora = random.normal(size=len(pairs))
         full = lora + mean + noise * random.normal(size=len(pairs)) + shared * effects(random, pairs)
         test = paired(full, lora, groups(pairs))
-        ends = {"low": test.low, "high": test.high, "p": test.p, "t_p": test.t_p}
+        ends = {"stderr": test.stderr, "df": test.df, "low": test.low, "high": test.high, "p": test.p, "t_p": test.t_p}
         rows.append(
             {"task": task, "first": "full", "second": "lora", "n": test.n, "mean_difference": test.mean, **ends}
         )

@@ -8,12 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from raysft.study.claims.evidence import Evidence
 from raysft.study.claims.schema import CLAIMS
 from raysft.study.claims.table import CLAIMS_OF_THE_PAPER, Claim, claim_table
 from raysft.study.claims.verdict import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, Outcome, correlated, excludes, jackknife
 from raysft.study.schema import STUDY_TABLES
+from raysft.study.tables import from_rows
 from tests.unit.planted_claims import PLANTED
 from tests.unit.planted_studies import curves, data, gains, grid, names, other_variant, places
 
@@ -122,6 +124,40 @@ def test_a_benchmark_is_compared_with_itself_in_another_language(tasks: tuple[st
     tables = {"gains": gains(pairs, {task: random.normal(size=len(pairs)) for task in tasks})}
     found = BY_NAME["languages"].test(Evidence(tables))
     assert sorted(re.findall(r"\S+ against \S+(?=:)", found.statement or "")) == sorted(compared)
+
+
+@pytest.mark.parametrize(
+    ("low", "verdict"), [(0.005, CANNOT_TELL), (0.01, CANNOT_TELL), (0.025, NOT_SUPPORTED), (-0.01, CANNOT_TELL)]
+)
+def test_lora_gains_less_only_where_the_difference_is_larger_than_what_matters(low: float, verdict: str) -> None:
+    # Errors of 0.01 on 20 degrees of freedom: the interval's ends are 0.042 apart.
+    row = {"task": "a", "first": "full", "second": "lora", "n": 100, "scale": 1.0, "stderr": 0.01, "df": 20}
+    wide = 0.01 * stats.t.ppf(0.975, 20)
+    p = 2 * stats.t.sf((low + wide) / 0.01, 20)
+    for sign in (1, -1):
+        ends = sorted((sign * low, sign * (low + 2 * wide)))
+        found = {**row, "mean_difference": sign * (low + wide), "low": ends[0], "high": ends[1], "p": p, "q": p}
+        table = from_rows([found], STUDY_TABLES["pairs"])
+        assert BY_NAME["LoRA gains as much"].test(Evidence({"pairs": table})).verdict == verdict
+
+
+@pytest.mark.parametrize(("lead", "verdict"), [(0.03, CANNOT_TELL), (0.1, NOT_SUPPORTED)])
+def test_few_rows_gain_less_only_where_the_lead_is_larger_than_what_matters(lead: float, verdict: str) -> None:
+    found = BY_NAME["few rows"].test(Evidence(curves(0, lead, 0.05, noise=0.001, shared=0.008)))
+    assert found.verdict == verdict, found
+    assert float(found.numbers["many_minus_few_low"] or 0) > 0
+
+
+def test_that_three_models_agree_does_not_exclude_that_models_differ() -> None:
+    """Gains that spread by 0.01: of three models a standard deviation of 0.044 is not excluded, of 40 one of 0.012."""
+    for models, verdict in ((3, CANNOT_TELL), (40, NOT_SUPPORTED)):
+        spread = np.random.default_rng(1).normal(size=models)
+        spread = 0.01 * (spread - spread.mean()) / spread.std(ddof=1)
+        tables = {"gains": gains(grid(models, 1), {"a": spread}, stderr=0.05)}
+        found = BY_NAME["synergies differ"].test(Evidence(tables))
+        assert found.verdict == verdict
+        if models == 3:
+            assert found.reason == "gains that spread by 0.044 of the scale between models are not excluded somewhere"
 
 
 def test_claims_are_decided_in_a_full_fine_tuning_unless_few_pairs_have_one() -> None:

@@ -49,7 +49,8 @@ def crosses_languages(study: Evidence) -> Outcome:
     why = f"an r of {MATTERS_R} is neither shown nor excluded on {', '.join(open_ones)}"
     parts = [
         f"{one.english} against {one.task}: r = {one.plain.pearson:.2f}{interval_text(one.low, one.high)}, "
-        f"{p_text(float(value), 'q')}, n = {one.plain.n}; given model and dataset {one.within:.2f}. {_beside(one, each)}"
+        f"{p_text(float(value), 'q')}, n = {one.plain.n}; given model and dataset {one.within:.2f}. "
+        f"{_beside(one, each)}"
         for one, value, each in zip(usable, q, verdicts, strict=True)
     ]
     numbers: dict[str, Number] = {}

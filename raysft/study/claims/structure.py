@@ -14,6 +14,7 @@ from raysft.study.claims.verdict import (
     CANNOT_TELL,
     FEWEST_MODELS,
     LEVEL,
+    MATTERS_GAIN,
     NOT_SUPPORTED,
     SUPPORTED,
     Number,
@@ -69,7 +70,7 @@ def synergies_persist(study: Evidence) -> Outcome:
         return Outcome(SUPPORTED, said, numbers)
     # Not one of them is as large as would matter: every interval's end is below it, at 5% over all of them.
     ends = [_largest(gains, LEVEL / tested) for gains in varied]
-    if max(ends) < 0.02:
+    if max(ends) < MATTERS_GAIN:
         return Outcome(NOT_SUPPORTED, said, numbers)
     return Outcome(
         CANNOT_TELL,
@@ -104,10 +105,10 @@ def synergies_differ(study: Evidence) -> Outcome:
     numbers: dict[str, Number] = {"pairs": len(p), "differ": found, "models": len(study.models), "seeds": seeds}
     if found:
         return Outcome(SUPPORTED, said, numbers)
-    between = max(float(np.sqrt(max(0.0, values[:, 0].var(ddof=1)))) for values in usable)
-    if between < 0.02:
+    between = max(_largest_spread(values[:, 0]) for values in usable)
+    if between < MATTERS_GAIN:
         return Outcome(NOT_SUPPORTED, said, numbers)
-    why = f"gains spread by up to {between:.2g} of the scale between models, which the errors of scores may explain"
+    why = f"gains that spread by {between:.2g} of the scale between models are not excluded somewhere"
     return Outcome(CANNOT_TELL, said, numbers, why)
 
 
@@ -220,6 +221,15 @@ def _largest(gains: Reals, level: float) -> float:
         return abs(float(gains.mean()))
     error = float(gains.std(ddof=1) / np.sqrt(len(gains)))
     return abs(float(gains.mean())) + float(stats.t.ppf(1 - level, len(gains) - 1)) * error
+
+
+def _largest_spread(gains: Reals) -> float:
+    """How large the standard deviation between models may be, at 5% one-sided: chi-square on their spread.
+
+    The errors of scores are in that spread, so what is said of models is rather too much than too little.
+    """
+    df = len(gains) - 1
+    return float(gains.std(ddof=1) * np.sqrt(df / stats.chi2.ppf(LEVEL, df)))
 
 
 def _similarities(study: Evidence, kind: str) -> dict[tuple[str, str], float]:

@@ -93,7 +93,7 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "Other pairs of dataset and benchmark vary from base model to base model.",
         f"{ABSTRACT}; gains by dataset and task",
         "a pair whose gains differ between models beyond their standard errors, Cochran's Q, at q <= 0.05; not "
-        "supported if no pair spreads by 2 points of a hundred",
+        "supported if a spread (standard deviation) of 2 points of a hundred is excluded for every pair at 5%",
         structure.synergies_differ,
     ),
     Claim(
@@ -134,7 +134,7 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "LoRA gains about what full fine-tuning gains.",
         "LoRA against full fine-tuning",
         "equivalence: on every task the 95% interval of full minus LoRA lies within 2 points of a hundred; not "
-        "supported if a task's difference is beyond that at q <= 0.05",
+        "supported if a task's difference is larger than that at q <= 0.05, tested against the margin",
         training.lora_gains_as_much,
     ),
     Claim(
@@ -158,7 +158,7 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "A thousand rows gain what twenty thousand do.",
         "1k against 20k rows over epochs",
         "non-inferiority: a lead of many rows of 2 points of a hundred is excluded at 5%, errors clustered by model "
-        "and task; not supported if many rows are ahead at p <= 0.05",
+        "and task; not supported if it is larger than that at 5%",
         training.few_rows_suffice,
     ),
     Claim(

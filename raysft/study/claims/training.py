@@ -25,6 +25,7 @@ from raysft.study.claims.verdict import (
     larger_than_zero,
     p_text,
 )
+from raysft.study.statistics.multiplicity import q_values
 from raysft.study.statistics.paired import Paired, paired
 
 MATHS = re.compile(r"math|gsm|arithmetic", re.IGNORECASE)
@@ -40,7 +41,8 @@ def lora_gains_as_much(study: Evidence) -> Outcome:
     if not tested:
         return cannot("no pairs of a full and a LoRA fine-tuning that can be tested")
     inside = [row for row in tested if max(-row["low"], row["high"]) < MATTERS_GAIN]
-    apart = [row for row in tested if row["q"] <= LEVEL and abs(row["mean_difference"]) > MATTERS_GAIN]
+    beyond = q_values(np.array([_beyond_margin(row) for row in tested]))
+    apart = [row for row, q in zip(tested, beyond, strict=True) if q <= LEVEL]
     mean = float(np.mean([row["mean_difference"] for row in tested]))
     plain = [row for row in tested if row["t_p"] is not None and row["t_p"] <= LEVEL]
     said = (
@@ -144,7 +146,7 @@ def few_rows_suffice(study: Evidence) -> Outcome:
     why: str | None = f"a lead of {MATTERS_GAIN:g} of {many:,} rows is neither shown nor excluded"
     if difference.bound(1, 1 - LEVEL) < MATTERS_GAIN:
         verdict, why = SUPPORTED, None
-    elif difference.low > 0:
+    elif difference.bound(-1, 1 - LEVEL) > MATTERS_GAIN:
         verdict, why = NOT_SUPPORTED, None
     said = (
         f"Gains on {many:,} rows less those on {few:,}, at the last common epoch, are {test.mean:.3f} of the scale"
@@ -202,8 +204,16 @@ def _full_minus_lora(study: Evidence) -> list[Row]:
         mean = None if row["mean_difference"] is None else sign * row["mean_difference"] / scale
         low, high = ends if sign > 0 else ends[::-1]
         q = row["q"] if row["q"] is not None else row["p"]
-        found.append({**row, "low": low, "high": high, "mean_difference": mean, "q": q, "t_p": row.get("t_p")})
+        stderr = None if row["stderr"] is None else row["stderr"] / scale
+        of_scale = {"mean_difference": mean, "stderr": stderr, "low": low, "high": high}
+        found.append({**row, **of_scale, "q": q, "t_p": row.get("t_p")})
     return found
+
+
+def _beyond_margin(row: Row) -> float:
+    """p of a difference no larger than `MATTERS_GAIN` either way, at its margin (Hodges and Lehmann 1954)."""
+    over, margin = abs(row["mean_difference"]) / row["stderr"], MATTERS_GAIN / row["stderr"]
+    return float(stats.t.sf(over - margin, row["df"]) + stats.t.sf(over + margin, row["df"]))
 
 
 def _named(rows: list[Row]) -> str:

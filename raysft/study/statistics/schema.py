@@ -76,6 +76,8 @@ PAIRS = pa.schema(
         column("datasets", WHOLE, "datasets among the pairs"),
         column("mean_difference", REAL, "mean of the gain under first - that under second, on the task's own scale"),
         column("scale", REAL, "scale of the task, as in gains"),
+        column("stderr", REAL, "its standard error, clustered by model and by dataset", "", _CAMERON),
+        column("df", WHOLE, "degrees of freedom of stderr: the fewer of models and datasets, less one"),
         column("low", REAL, "lower end of the 95% interval, errors clustered by model and by dataset", "", _CAMERON),
         column("high", REAL, "upper end of the 95% interval, errors clustered by model and by dataset", "", _CAMERON),
         column("p", REAL, "two-sided p of no difference from the same errors, Student's t"),
