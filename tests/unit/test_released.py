@@ -16,9 +16,9 @@ from typer.testing import CliRunner, Result
 
 from raysft.cli import app
 from raysft.store.schema import TABLES
+from raysft.study.benchmarks import benchmark_of
 from raysft.study.components import cumulative_variance, scaled
 from raysft.study.released import Choice, ReleasedStudy, study_released
-from raysft.study.released.benchmarks import benchmark_of
 from raysft.study.released.reading import ReleasedError, read_released
 from raysft.study.schema import STUDY_TABLES
 
