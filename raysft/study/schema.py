@@ -110,7 +110,7 @@ LINKAGE = pa.schema(
 
 PCA = pa.schema(
     [
-        column("scaling", TEXT, "of each task's gains: raw, minmax to -1 to 1, or zscore"),
+        column("scaling", TEXT, "of each task's gains: raw (on its own scale), minmax to -1 to 1, or zscore"),
         column("component", WHOLE, "principal component of trials x tasks, from 1"),
         column("cumulative", REAL, "variance explained by this and all before", "fraction"),
     ]

@@ -363,6 +363,10 @@ def test_the_papers_scores_in_the_main_slice(paper: ReleasedStudy) -> None:
     assert read["base_models"] == 11
     five = [row["cumulative"] for row in paper.tables["pca"].to_pylist() if row["component"] == 5]
     assert five == pytest.approx([0.938, 0.836, 0.829], abs=0.001)
+    # Raw gains are on each task's own scale; the claim takes shares of it, and says so.
+    claim = next(row for row in paper.tables["claims"].to_pylist() if row["name"] == "components")
+    assert json.loads(claim["numbers"])["of_shares"] == pytest.approx(0.930, abs=0.001)
+    assert "93% of gains as shares of each task's scale" in claim["statement"]
 
 
 def test_rows_and_epochs_are_compared_on_what_was_chosen(paper: ReleasedStudy) -> None:

@@ -162,24 +162,25 @@ def few_components(study: Evidence) -> Outcome:
     drawn = _resampled_shares(gains, pairs)
     # Resamples repeat rows, which makes fewer components suffice: the basic interval mirrors that bias away.
     low, high = (min(1.0, 2 * share - float(end)) for end in np.quantile(drawn, [0.975, 0.025]))
-    raw = float(cumulative_variance(gains)[COMPONENTS - 1])
+    shares = float(cumulative_variance(gains)[COMPONENTS - 1])
     said = (
         f"{COMPONENTS} of {len(varied)} components hold {100 * share:.0f}% of the variance of gains scaled to -1 to 1 "
-        f"(resampled 95% interval {100 * low:.0f} to {100 * high:.0f}%), {100 * raw:.0f}% of gains as they are; tasks "
-        f"that had nothing in common would give {100 * chance:.0f}%. {counted(len(gains), 'fine-tuning')}."
+        f"(resampled 95% interval {100 * low:.0f} to {100 * high:.0f}%), {100 * shares:.0f}% of gains as shares of "
+        f"each task's scale; tasks that had nothing in common would give {100 * chance:.0f}%. "
+        f"{counted(len(gains), 'fine-tuning')}."
     )
     numbers: dict[str, Number] = {
         "explained": share,
         "low": low,
         "high": high,
-        "raw": raw,
+        "of_shares": shares,
         "by_chance": chance,
         "tasks": len(varied),
         "n": len(gains),
     }
     if chance >= EXPLAINED:
         return Outcome(CANNOT_TELL, said, numbers, "so few tasks or fine-tunings would give that by chance")
-    if (high < EXPLAINED) != (raw < EXPLAINED):
+    if (high < EXPLAINED) != (shares < EXPLAINED):
         why = "it depends on whether every task counts the same: tasks that vary most have most of the variance"
         return Outcome(CANNOT_TELL, said, numbers, why)
     if share >= EXPLAINED and low >= _NEARLY:

@@ -109,8 +109,8 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "About five principal components hold over nine tenths of the variance of the gains.",
         "principal components of the gains",
         "five components of gains scaled to -1 to 1 hold 90%, and 85% at the lower end of the interval of resamples; "
-        "not supported if the upper end is below 90%; told only if gains as they are agree and shuffled ones do not "
-        "reach 90%",
+        "not supported if the upper end is below 90%; told only if gains as shares of each task's scale agree and "
+        "shuffled ones do not reach 90%",
         structure.few_components,
     ),
     Claim(
