@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy import stats
 
 from raysft.store.schema import TABLES
 from raysft.study.ceilings import noise_ceiling_table
@@ -76,6 +77,21 @@ def test_the_layer_that_moves_the_gain_is_found_and_its_p_pays_for_the_search() 
         assert sum(row["chosen"] for row in rows) == pytest.approx(1)
         assert all(row["p_max"] >= row["p"] for row in rows)
         assert {row["layers"] for row in rows} == {8}
+
+
+def test_the_strongest_layers_of_many_tasks_have_a_q_over_all_of_them() -> None:
+    random = np.random.default_rng(3)
+    curves = random.normal(size=(MODELS, DATASETS, 4))
+    by_task = [gain_rows(random.normal(size=(MODELS, DATASETS, 1)), task) for task in "abcd"]
+    by_task.append(gain_rows(curves[..., :1] + 0.3 * random.normal(size=(MODELS, DATASETS, 1)), "e"))
+    found = layer_test_table(gain_table_of(*by_task), changes(curves))
+    for effects in ("none", "fixed"):
+        rows = select(found, effects=effects).to_pylist()
+        strongest = [row for row in rows if row["strongest"]]
+        assert len(strongest) == 5 + 2  # tasks, and all and other ones: none is of the dataset's own skill
+        expected = stats.false_discovery_control([row["p_max"] for row in strongest])
+        assert [row["q"] for row in strongest] == pytest.approx(expected.tolist())
+        assert all(row["q"] is None for row in rows if not row["strongest"])
 
 
 def test_a_layer_of_one_dataset_has_no_test_and_a_reason() -> None:

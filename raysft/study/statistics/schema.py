@@ -40,6 +40,11 @@ LAYER_TESTS = pa.schema(
         column("strongest", FLAG, "whether |r| is the largest of all depths"),
         column("p", REAL, "two-sided p of this depth by itself, whole models and datasets permuted"),
         column("p_max", REAL, "p adjusted for taking the strongest of all depths", source="Westfall and Young 1993"),
+        column(
+            "q",
+            REAL,
+            "of the strongest depth, p_max after Benjamini-Hochberg over scopes and tasks of one variant and effects",
+        ),
         column("permutations", WHOLE, "permutations tried"),
         column("exact", FLAG, "whether these were all there are"),
         column("chosen", REAL, "share of two-way bootstrap resamples in which this depth is the strongest", "fraction"),
