@@ -149,7 +149,8 @@ def _statistics(findings: Findings) -> str:
     cells = int(np.nansum(reals(final, "cells"))) if final.num_rows else 0
     return (
         f"A gain is a checkpoint's score less its base model's at the last measured epoch ({cells:,} gains). What is "
-        "averaged over tasks or correlated is scaled by the smallest power of ten that holds every score of the task. "
+        "averaged over tasks or correlated is scaled by 1 or 100 where scores are shares of items, else by the "
+        "smallest power of ten that holds every score of the task. "
         f"Stars are |z| > {CLEAR:g}. Correlations are given plain (Pearson, Spearman), with fixed effects of model and "
         "dataset, and from a mixed-effects model with both as random intercepts (REML); their intervals resample whole "
         f"models and whole datasets ({RESAMPLES:,} draws), their permutation tests permute whole models and datasets "

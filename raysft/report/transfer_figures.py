@@ -8,7 +8,6 @@ import pyarrow as pa
 
 from raysft.report.findings import Findings
 from raysft.report.hover import Dots
-from raysft.report.languages import ENGLISH, language_families
 from raysft.report.plot import (
     MOST_DRAWN,
     NEUTRAL,
@@ -25,6 +24,7 @@ from raysft.report.plot import (
 from raysft.report.redraw import points_code
 from raysft.study.association import associate, within
 from raysft.study.cells import Cell, gain_cells
+from raysft.study.languages import ENGLISH, language_families
 
 Row = dict[str, Any]
 

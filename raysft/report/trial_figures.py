@@ -133,7 +133,7 @@ def components(findings: Findings) -> Plot | Absent:
     table = findings.study["pca"]
     if not table.num_rows:
         return Absent(name, title, "fewer than two fine-tunings were measured on every task")
-    words = {"raw": "as they are", "minmax": "each task from -1 to 1", "zscore": "each task of variance 1"}
+    words = {"raw": "on each task's own scale", "minmax": "each task from -1 to 1", "zscore": "each task of variance 1"}
     scalings = sorted(set(table["scaling"].to_pylist()))
     figure, axes = panels(1, 1, 4.8, 3.1)
     panel, dots = axes[0, 0], []

@@ -32,7 +32,7 @@ from raysft.report.plot import (
 )
 from raysft.report.redraw import heat_code, lines_code, points_code
 from raysft.study.cells import gain_cells, slices
-from raysft.study.depth import depth_profiles
+from raysft.study.depth import at_equal_epochs, depth_profiles
 from raysft.study.matrix import pivot
 from raysft.study.tables import aggregate, select
 
@@ -164,12 +164,15 @@ def _why_none(findings: Findings, tests: pa.Table) -> str:
 def mid_layer(findings: Findings) -> Plot | Absent:
     """Weight change in the middle of the stack against mean gain, a point for each model and dataset."""
     name, title = "mid_layer", "Mid-layer weight change and gain"
-    profiles = depth_profiles(findings.study["weight_change_by_depth"])
-    if not profiles.curves:
+    if not findings.study["weight_change_by_depth"].num_rows:
         return Absent(name, title, "no weight change was measured")
+    gains, changes = at_equal_epochs(findings.study["gains"], findings.study["weight_change_by_depth"])
+    profiles = depth_profiles(changes)
+    if not profiles.curves:
+        return Absent(name, title, "no checkpoint has both a weight change and a score")
     at = int(np.abs(profiles.depths - _MIDDLE).argmin())
     points: list[Row] = []
-    for part in slices(gain_cells(findings.study["gains"])):
+    for part in slices(gain_cells(gains)):
         if part.scope == "all":
             for (model, dataset), gain in part.gains().items():
                 curve = profiles.curves.get((part.variant, (model, dataset)))

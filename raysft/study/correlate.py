@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from raysft.study.association import associate, within
 from raysft.study.cells import Cell, Pair, Slice, gain_cells, slices
 from raysft.study.correlation_tests import correlation_tests, with_q
-from raysft.study.depth import depth_profiles
+from raysft.study.depth import at_equal_epochs, depth_profiles
 from raysft.study.schema import CORRELATIONS
 from raysft.study.tables import from_rows
 
@@ -45,7 +45,7 @@ def correlation_table(gains: pa.Table, properties: pa.Table, by_depth: pa.Table)
     rows = [
         *_property_rows(cells, parts, properties),
         *_similarity_rows(cells, parts, properties),
-        *_depth_rows(parts, by_depth),
+        *_depth_rows(gains, by_depth),
     ]
     return from_rows(with_q(rows), CORRELATIONS)
 
@@ -141,10 +141,11 @@ def mean_similarity(cells: Sequence[Cell], similarity: dict[tuple[str, str, str]
     return {pair: float(np.mean(values)) for pair, values in grouped.items()}
 
 
-def _depth_rows(parts: list[Slice], by_depth: pa.Table) -> list[Row]:
-    profiles = depth_profiles(by_depth)
+def _depth_rows(gains: pa.Table, by_depth: pa.Table) -> list[Row]:
+    paired, changes = at_equal_epochs(gains, by_depth)
+    profiles = depth_profiles(changes)
     rows: list[Row] = []
-    for part in parts:
+    for part in slices(gain_cells(paired)):
         ours = {pair: curve for (variant, pair), curve in profiles.curves.items() if variant == part.variant}
         for index, depth in enumerate(profiles.depths if ours else ()):
             values = {pair: float(curve[index]) for pair, curve in ours.items()}

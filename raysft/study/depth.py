@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 from raysft.store.schema import IDENTITY
 from raysft.study.association import pearson
 from raysft.study.cells import Pair
-from raysft.study.gains import ratio
+from raysft.study.gains import final_gains, ratio
 from raysft.study.schema import INTRINSIC_DIMENSION_BY_DEPTH, LAYER_SIMILARITY, WEIGHT_CHANGE_BY_DEPTH
-from raysft.study.tables import Reals, aggregate, from_rows, real_array, reals
+from raysft.study.tables import Reals, aggregate, from_rows, real_array, reals, texts
 from raysft.study.variants import with_final, with_variants
 
 # Models of different heights have no depths in common, so their curves are read off at these.
@@ -24,7 +24,7 @@ _SHARED_DEPTHS = np.linspace(0, 1, 11)
 
 @dataclass(frozen=True)
 class Profiles:
-    """Final weight change along the stack: `depths` has shape (d,), every curve of a (variant, pair) too."""
+    """Weight change along the stack: `depths` has shape (d,), every curve of a (variant, pair) too."""
 
     depths: Reals
     curves: dict[tuple[str, Pair], Reals]
@@ -49,12 +49,41 @@ def weight_change_by_depth(weight_change: pa.Table, variants: dict[str, str]) ->
     return with_final(with_variants(pooled, variants)).select(WEIGHT_CHANGE_BY_DEPTH.names).cast(WEIGHT_CHANGE_BY_DEPTH)
 
 
-def depth_profiles(by_depth: pa.Table) -> Profiles:
-    """Final relative change of each (variant, model, dataset) at depths that all models have, averaged over seeds.
+def at_equal_epochs(gains: pa.Table, by_depth: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Final gains, and weight changes at the same epoch, of those fine-tunings that have both.
 
-    Where the models' layers lie at different depths, every curve is interpolated linearly onto eleven equal steps.
+    A trial's last probe may have failed where its last scores were taken, or the other way round: the weights of one
+    epoch did not make the gain of another.
     """
-    known = pc.and_(by_depth["final"], pc.is_valid(by_depth["relative_change"]))
+    final = final_gains(gains)
+    known = by_depth.filter(pc.is_valid(by_depth["relative_change"]))
+    of_gains, of_changes = _checkpoints(final), _checkpoints(known)
+    return (
+        final.filter(pc.is_in(of_gains, value_set=pc.unique(of_changes))),
+        known.filter(pc.is_in(of_changes, value_set=pc.unique(of_gains))),
+    )
+
+
+def not_at_equal_epochs(gains: pa.Table, by_depth: pa.Table) -> dict[str, str]:
+    """What `at_equal_epochs` leaves out of fine-tunings that have gains and weight changes, for people: what -> why."""
+    final = final_gains(gains)
+    measured = set(texts(final, "trial")) & set(texts(by_depth, "trial"))
+    apart = measured - set(texts(at_equal_epochs(gains, by_depth)[0], "trial"))
+    what = f"{len(apart)} of {len(measured)} fine-tunings in weight change against gain"
+    return {what: "their weights were not measured at the epoch of their last scores"} if apart else {}
+
+
+def _checkpoints(table: pa.Table) -> pa.ChunkedArray:
+    return pc.binary_join_element_wise(table["trial"], pc.cast(table["epoch"], pa.string()), " ")
+
+
+def depth_profiles(by_depth: pa.Table) -> Profiles:
+    """Relative change of each (variant, model, dataset) at depths that all models have, averaged over seeds.
+
+    `by_depth` are rows of `weight_change_by_depth`, of one epoch of each trial. Where the models' layers lie at
+    different depths, every curve is interpolated linearly onto eleven equal steps.
+    """
+    known = pc.is_valid(by_depth["relative_change"])
     keys = ["variant", "model", "dataset", "depth"]
     rows = aggregate(by_depth.filter(known), keys, ("relative_change", "mean")).to_pylist()
     points: dict[tuple[str, Pair], list[tuple[float, float]]] = defaultdict(list)
@@ -79,7 +108,7 @@ def layer_similarity_table(by_depth: pa.Table) -> pa.Table:
     At each depth the two models' changes are correlated over the datasets of one variant; with no depth, the models'
     mean curves over depths. `by_depth` is the study's `weight_change_by_depth`.
     """
-    profiles = depth_profiles(by_depth)
+    profiles = depth_profiles(by_depth.filter(by_depth["final"]))
     rows: list[dict[str, object]] = []
     for variant in sorted({variant for variant, _ in profiles.curves}):
         of: dict[str, dict[str, Reals]] = defaultdict(dict)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysft.store.schema import IDENTITY
+from raysft.study.benchmarks import RELEASED, benchmark_of
 from raysft.study.matching import matches
 from raysft.study.schema import GAIN_MATRIX, GAINS
 from raysft.study.tables import Reals, aggregate, from_rows, real_array, reals, texts
@@ -16,6 +17,7 @@ from raysft.study.variants import with_final, with_variants
 
 _PREFERRED = ("exact_match", "acc", "acc_norm")
 _PROPORTIONS = frozenset({*_PREFERRED, "em", "pass@1", "pass_at_1"})
+_ROUNDING = 1e-9  # of a power of ten
 
 
 def primary_metric(metrics: Iterable[str]) -> str:
@@ -121,7 +123,7 @@ def floored_error(share: Reals, items: Reals | int) -> Reals:
 
 
 def _scales(tasks: list[str], metrics: list[str], magnitude: Reals) -> Reals:
-    """For each row the smallest of 1, 10, 100, ... that holds every score of its task and metric.
+    """For each row the scale of its task and metric, of all their scores.
 
     Benchmarks are scored on 0 to 1, 1 to 10 or 0 to 100; without this a mean over tasks is a mean of the last kind.
     """
@@ -129,12 +131,24 @@ def _scales(tasks: list[str], metrics: list[str], magnitude: Reals) -> Reals:
     places = list(zip(tasks, metrics, strict=True))
     for place, value in zip(places, magnitude, strict=True):
         largest[place] = max(largest.get(place, 0.0), value)
-    return np.array([score_scale(largest[place]) for place in places])
+    scales = {place: task_scale(*place, value) for place, value in largest.items()}
+    return np.array([scales[place] for place in places])
+
+
+def task_scale(task: str, metric: str, largest: float) -> float:
+    """What scores of a task whose largest is this are shares of.
+
+    Shares of items are given of 1 or of 100, and a weak model's percentages may all be below 10. What is no share, or
+    not known to be one, is on the smallest of 1, 10, 100, ... that holds it.
+    """
+    scale = score_scale(largest)
+    share = benchmark_of(task).items if metric == RELEASED else metric.partition(",")[0] in _PROPORTIONS
+    return max(scale, 100.0) if share and scale > 1 else scale
 
 
 def score_scale(largest: float) -> float:
-    """The smallest of 1, 10, 100, ... that holds a score as large as this."""
-    return float(10.0 ** max(0, np.ceil(np.log10(largest or 1.0))))
+    """The smallest of 1, 10, 100, ... that holds a score as large as this, but for rounding."""
+    return float(10.0 ** max(0, np.ceil(np.log10(largest or 1.0) - _ROUNDING)))
 
 
 def ratio(top: Reals, bottom: Reals) -> Reals:

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from raysft.study.cells import Pair, Slice, gain_cells, slices
-from raysft.study.depth import depth_profiles
+from raysft.study.depth import at_equal_epochs, depth_profiles
 from raysft.study.statistics.bootstrap import resampled_coefficients
+from raysft.study.statistics.multiplicity import q_values
 from raysft.study.statistics.permutation import PermutationTest, permutation_test
 from raysft.study.statistics.schema import LAYER_TESTS
 from raysft.study.tables import Reals, from_rows
@@ -27,12 +28,22 @@ def layer_test_table(gains: pa.Table, by_depth: pa.Table) -> pa.Table:
         gains: the study's `gains`.
         by_depth: the study's `weight_change_by_depth`.
     """
-    profiles = depth_profiles(by_depth)
+    paired, changes = at_equal_epochs(gains, by_depth)
+    profiles = depth_profiles(changes)
     rows: list[Row] = []
-    for part in slices(gain_cells(gains)):
+    for part in slices(gain_cells(paired)):
         curves = {pair: curve for (variant, pair), curve in profiles.curves.items() if variant == part.variant}
         rows += [row for effects in EFFECTS for row in _rows(part, profiles.depths, curves, effects)]
-    return from_rows(rows, LAYER_TESTS)
+    return from_rows(_with_q(rows), LAYER_TESTS)
+
+
+def _with_q(rows: list[Row]) -> list[Row]:
+    """`rows` with the q of the strongest depth over scopes and tasks: each of these searched its depths once."""
+    tested = [row for row in rows if row.get("strongest")]
+    families = [(row["variant"], row["effects"]) for row in tested]
+    for row, q in zip(tested, q_values(np.array([row["p_max"] for row in tested]), families), strict=True):
+        row["q"] = float(q)
+    return rows
 
 
 def _rows(part: Slice, depths: Reals, curves: dict[Pair, Reals], effects: str) -> list[Row]:

@@ -72,6 +72,8 @@ def _row(
         "datasets": len(set(datasets)),
         "mean_difference": test.mean,
         "scale": a[places[0]][1] if places else np.nan,
+        "stderr": test.stderr,
+        "df": test.df or None,
         "low": test.low,
         "high": test.high,
         "p": test.p,

@@ -18,7 +18,12 @@ from raysft.study.claims.table import claim_table
 from raysft.study.comparisons import comparison_table
 from raysft.study.components import pca_table
 from raysft.study.correlate import correlation_table
-from raysft.study.depth import intrinsic_dimension_by_depth, layer_similarity_table, weight_change_by_depth
+from raysft.study.depth import (
+    intrinsic_dimension_by_depth,
+    layer_similarity_table,
+    not_at_equal_epochs,
+    weight_change_by_depth,
+)
 from raysft.study.epochs import epoch_gains_table
 from raysft.study.gains import gain_matrix, gain_table
 from raysft.study.layer_tests import layer_test_table
@@ -89,6 +94,7 @@ def study_of(
     placed = model_map(sweep["log_likelihood"], variants, clip_below)
     components, incomplete = pca_table(gains)
     skipped = {**_skipped(clusterings, placed), **incomplete, **not_comparable(gain_cells(gains))}
+    skipped |= not_at_equal_epochs(gains, changes)
     checks = check_table(trials, scores, gains, skipped)
     found = {
         "gains": gains,

@@ -35,7 +35,7 @@ GAINS = pa.schema(
         column("score_stderr", REAL, "standard error of the checkpoint's score, floored (see docs/study.md)"),
         column("stderr", REAL, "sqrt(base_stderr^2 + score_stderr^2)"),
         column("z", REAL, "gain / stderr; null where stderr is null or zero"),
-        column("scale", REAL, "smallest power of ten, from 1, that holds every score of the task and metric"),
+        column("scale", REAL, "1 or 100 of a share of items, else the smallest power of ten that holds every score"),
         column("scaled_gain", REAL, "gain / scale: what is averaged over tasks and correlated"),
         column("bits_gain", REAL, "fall in bits per byte of the gold answers; positive = better", "bits/byte"),
     ]
@@ -110,7 +110,7 @@ LINKAGE = pa.schema(
 
 PCA = pa.schema(
     [
-        column("scaling", TEXT, "of each task's gains: raw, minmax to -1 to 1, or zscore"),
+        column("scaling", TEXT, "of each task's gains: raw (on its own scale), minmax to -1 to 1, or zscore"),
         column("component", WHOLE, "principal component of trials x tasks, from 1"),
         column("cumulative", REAL, "variance explained by this and all before", "fraction"),
     ]

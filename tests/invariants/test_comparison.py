@@ -11,13 +11,14 @@ from scipy import stats
 
 from raysft.publish import make_comparison, report_released
 from raysft.report.comparison import Side
-from raysft.report.comparison.gains import compare_gains
+from raysft.report.comparison.gains import compare_gains, scale_notes
 from raysft.report.comparison.sides import Pair, different_settings, only_in_one, pairs
 from raysft.report.comparison.tables import claims, similarities
 from raysft.report.findings import read_findings
 from raysft.store.layout import StorageError
 from raysft.study import run_study
 from raysft.study.gains import final_gains
+from raysft.study.released import study_released
 from tests.unit.synthetic_tables import Sweep, synthetic_tables, write_tables
 
 pytestmark = pytest.mark.invariants
@@ -111,6 +112,49 @@ def test_two_storages_make_one_page(folders: tuple[Path, Path], tmp_path: Path) 
     html = page.read_text(encoding="utf-8")
     assert "Every cell that both have" in html
     assert {"gains_full.csv", "cells.csv", "names.csv"} <= {path.name for path in (tmp_path / "out" / "data").iterdir()}
+
+
+def scored(base: float, tuned: float, task: str, out: Path) -> Path:
+    """A study of released scores of three models on one task, whose scores are all about as large as these."""
+    rows = ["model,dataset,other," + task]
+    for at, model in enumerate("abc"):
+        rows += [f"{model},base,30,{base + at / 100 * base}", f"{model},d,60,{tuned - at / 100 * tuned}"]
+    (path := out.with_suffix(".csv")).write_text("\n".join(rows))
+    study_released(path, out)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("weak", "strong", "gains", "note"),
+    [
+        # Percentages below 10 in one, above in the other; nothing says that they are percentages.
+        (
+            5.0,
+            60.0,
+            (0.04, 0.2),
+            "Scores of x fit a scale of 10 in A and 100 in B: its gains are shares of 100 in both",
+        ),
+        (
+            0.5,
+            60.0,
+            (0.4, 0.2),
+            "Scores of x fit a scale of 1 in A and 100 in B: its gains are shares of 1 in A",
+        ),
+        (50.0, 60.0, (0.4, 0.2), None),
+    ],
+)
+def test_two_scales_of_one_task(
+    weak: float, strong: float, gains: tuple[float, float], note: str | None, tmp_path: Path
+) -> None:
+    made = [scored(weak, weak * 1.8, "x", tmp_path / "a"), scored(strong, strong * 4 / 3, "x", tmp_path / "b")]
+    both = [Side(folder.name, read_findings(folder / "sweep", folder)) for folder in made]
+    row = next(row for row in compare_gains(*both, pairs(*both)).to_pylist() if row["task"] == "x")
+    assert (row["A"], row["B"]) == pytest.approx(gains, rel=0.1)
+    notes = scale_notes(*both)
+    assert [found[: len(note or "")] for found in notes] == ([note] if note else [])
+    if note:
+        html = make_comparison(str(made[0]), str(made[1]), tmp_path / "out").read_text(encoding="utf-8")
+        assert note in html
 
 
 def test_studies_with_nothing_in_common_say_so(folders: tuple[Path, Path], tmp_path: Path) -> None:

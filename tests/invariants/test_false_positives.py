@@ -45,8 +45,8 @@ def share(p: Test, slope: float = 0.0, grids: int = GRIDS) -> float:
     return float(np.mean([p(*grid(seed, slope)) < 0.05 for seed in range(grids)]))
 
 
-def outside_zero(x: np.ndarray, y: np.ndarray) -> float:
-    found = two_way_interval(x, y, GROUPS, fixed=True, resamples=199)
+def outside_zero(x: np.ndarray, y: np.ndarray, fixed: bool) -> float:
+    found = two_way_interval(x, y, GROUPS, fixed=fixed, resamples=199)
     return 0.0 if found.low > 0 or found.high < 0 else 1.0
 
 
@@ -55,8 +55,11 @@ TESTS: dict[str, Test] = {
     "mixed effects": lambda x, y: mixed_effects(x, y, GROUPS).p,
     "permutation": lambda x, y: permutation_test(x, y, GROUPS, fixed=False, permutations=199).p[0],
     "permutation, fixed": lambda x, y: permutation_test(x, y, GROUPS, fixed=True, permutations=199).p[0],
-    "two-way bootstrap, fixed": outside_zero,
+    "two-way bootstrap": lambda x, y: outside_zero(x, y, fixed=False),
+    "two-way bootstrap, fixed": lambda x, y: outside_zero(x, y, fixed=True),
 }
+# Slopes that a test must see: what effects of models and datasets hide from a plain one, and intervals that are wide.
+SLOPES = {"permutation": 2.0, "two-way bootstrap": 2.0, "two-way bootstrap, fixed": 0.7}
 
 
 def test_a_plain_correlation_finds_what_is_not_there() -> None:
@@ -68,9 +71,9 @@ def test_a_test_that_knows_the_clusters_finds_nothing_where_nothing_is(name: str
     assert share(TESTS[name]) <= HELD
 
 
-@pytest.mark.parametrize("name", ["fixed effects", "mixed effects", "permutation, fixed"])
+@pytest.mark.parametrize("name", TESTS)
 def test_it_finds_a_planted_slope(name: str) -> None:
-    assert share(TESTS[name], slope=0.4, grids=50) > 0.85
+    assert share(TESTS[name], slope=SLOPES.get(name, 0.4), grids=50) > 0.85
 
 
 def test_a_tenth_of_the_trials_missing_changes_neither() -> None:
@@ -98,6 +101,8 @@ def test_a_property_of_datasets_is_tested_with_as_many_points_as_there_are_datas
     assert permuted <= 0.13
     assert mixed <= 0.13
     assert np.mean([mixed_effects(*pair, GROUPS).p < 0.05 for pair in real[:40]]) > 0.9
+    found = [permutation_test(*pair, GROUPS, False, permutations=199).p[0] < 0.05 for pair in real[:40]]
+    assert np.mean(found) > 0.85
 
 
 def strongest(seed: int, slope: float) -> tuple[float, float]:
@@ -121,14 +126,17 @@ def test_the_strongest_layer_is_tested_as_the_strongest() -> None:
 
 def test_q_values_keep_a_family_of_ten() -> None:
     random = np.random.default_rng(0)
-    any_p, any_q = [], []
+    any_p, any_q, planted = [], [], []
     for seed in range(100):
         _, y = grid(seed)
         p = np.array([within(effects(random) + random.normal(size=120), y, GROUPS).p for _ in range(10)])
         any_p.append(p.min() < 0.05)
         any_q.append(q_values(p).min() < 0.05)
+        real = within(*grid(seed, slope=0.5), GROUPS).p
+        planted.append(q_values(np.array([*p[:9], real]))[-1] < 0.05)
     assert np.mean(any_p) > 0.25
     assert np.mean(any_q) <= 0.13
+    assert np.mean(planted) > 0.85
 
 
 def test_pairs_of_trials_are_not_independent() -> None:

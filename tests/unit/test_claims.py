@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from raysft.study.claims.evidence import Evidence
 from raysft.study.claims.schema import CLAIMS
-from raysft.study.claims.table import CLAIMS_OF_THE_PAPER, claim_table
-from raysft.study.claims.verdict import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, correlated, excludes, jackknife
+from raysft.study.claims.table import CLAIMS_OF_THE_PAPER, Claim, claim_table
+from raysft.study.claims.verdict import CANNOT_TELL, NOT_SUPPORTED, SUPPORTED, Outcome, correlated, excludes, jackknife
 from raysft.study.schema import STUDY_TABLES
+from raysft.study.tables import from_rows
 from tests.unit.planted_claims import PLANTED
-from tests.unit.planted_studies import data, gains, grid, names, other_variant, places
+from tests.unit.planted_studies import curves, data, gains, grid, names, other_variant, places
 
 pytestmark = pytest.mark.unit
 
@@ -43,6 +47,32 @@ def test_nothing_can_be_told_of_an_empty_study() -> None:
         assert len(set(table["name"].to_pylist())) == table.num_rows == len(BY_NAME)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("models", "datasets"), [(1, 1), (1, 3), (2, 2), (1, 5), (3, 2), (3, 3)])
+def test_small_grids_have_their_claims(models: int, datasets: int) -> None:
+    random, pairs = np.random.default_rng(models), grid(models, datasets)
+    table = claim_table({"gains": gains(pairs, {task: random.normal(size=len(pairs)) for task in names("task", 7)})})
+    reason = {row["name"]: row["reason"] for row in table.to_pylist()}["components"]
+    assert ("and 7 tasks that vary: 6 of each are needed" in reason) == (1 < len(pairs) < 6)
+
+
+def test_a_claim_that_numbers_break_says_so_and_the_others_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(error: type[Exception]) -> tuple[Claim, ...]:
+        def test(study: Evidence) -> Outcome:
+            raise error("of two\nlines")
+
+        return (replace(BY_NAME["components"], test=test), *CLAIMS_OF_THE_PAPER)
+
+    monkeypatch.setattr("raysft.study.claims.table.CLAIMS_OF_THE_PAPER", broken(ZeroDivisionError))
+    with pytest.warns(RuntimeWarning, match="'components': its test broke off with ZeroDivisionError: of two lines"):
+        table = claim_table(data(1, 1.0))
+    assert table["reason"][0].as_py() == "its test broke off with ZeroDivisionError: of two lines"
+    assert table["verdict"].to_pylist()[:2] == [CANNOT_TELL, SUPPORTED]
+    monkeypatch.setattr("raysft.study.claims.table.CLAIMS_OF_THE_PAPER", broken(AttributeError))
+    with pytest.raises(AttributeError):
+        claim_table(data(1, 1.0))
+
+
 def test_a_whole_table_is_decided_alike_each_time_and_its_numbers_are_json() -> None:
     tables = {**data(1, 1.0), **places(1, 5, 1, 1)}
     first = claim_table(tables)
@@ -64,6 +94,70 @@ def test_plain_pearson_is_set_beside_the_verdict() -> None:
     shown = BY_NAME["perplexity"].test(Evidence(tables)).statement
     assert shown is not None
     assert "alone would have said the same" in shown
+
+
+def test_curves_are_of_what_is_studied_and_on_its_scale() -> None:
+    study = Evidence(curves(1, lead_of_many=0.01, growth=0.05, noise=0.001))
+    few, more = (BY_NAME[name].test(study) for name in ("few rows", "more epochs"))
+    assert few.numbers["many_minus_few"] == pytest.approx(0.01, abs=0.001)
+    assert more.numbers["last_minus_first"] == pytest.approx(0.05, abs=0.001)
+    for found in (few, more):
+        assert found.statement is not None
+        assert "over 32 pairs of 4 models (model00, model01, model02, model03) and 8 tasks" in found.statement
+
+
+@pytest.mark.parametrize(
+    ("tasks", "compared"),
+    [
+        (("mmlu-zh", "mmlu-jp"), []),  # no English to compare with: neither with itself nor with the other
+        (("mmlu", "mmlu-zh", "mmlu-jp"), ["mmlu against mmlu-jp", "mmlu against mmlu-zh"]),
+        (("global_mmlu_full_en", "global_mmlu_full_ja"), ["global_mmlu_full_en against global_mmlu_full_ja"]),
+        (("mmlu-0shot", "cmmlu-5shot"), []),
+        (
+            ("mmlu-0shot", "cmmlu-0shot", "mmlu-5shot", "cmmlu-5shot"),
+            ["mmlu-0shot against cmmlu-0shot", "mmlu-5shot against cmmlu-5shot"],
+        ),
+    ],
+)
+def test_a_benchmark_is_compared_with_itself_in_another_language(tasks: tuple[str, ...], compared: list[str]) -> None:
+    random, pairs = np.random.default_rng(1), grid(5, 5)
+    tables = {"gains": gains(pairs, {task: random.normal(size=len(pairs)) for task in tasks})}
+    found = BY_NAME["languages"].test(Evidence(tables))
+    assert sorted(re.findall(r"\S+ against \S+(?=:)", found.statement or "")) == sorted(compared)
+
+
+@pytest.mark.parametrize(
+    ("low", "verdict"), [(0.005, CANNOT_TELL), (0.01, CANNOT_TELL), (0.025, NOT_SUPPORTED), (-0.01, CANNOT_TELL)]
+)
+def test_lora_gains_less_only_where_the_difference_is_larger_than_what_matters(low: float, verdict: str) -> None:
+    # Errors of 0.01 on 20 degrees of freedom: the interval's ends are 0.042 apart.
+    row = {"task": "a", "first": "full", "second": "lora", "n": 100, "scale": 1.0, "stderr": 0.01, "df": 20}
+    wide = 0.01 * stats.t.ppf(0.975, 20)
+    p = 2 * stats.t.sf((low + wide) / 0.01, 20)
+    for sign in (1, -1):
+        ends = sorted((sign * low, sign * (low + 2 * wide)))
+        found = {**row, "mean_difference": sign * (low + wide), "low": ends[0], "high": ends[1], "p": p, "q": p}
+        table = from_rows([found], STUDY_TABLES["pairs"])
+        assert BY_NAME["LoRA gains as much"].test(Evidence({"pairs": table})).verdict == verdict
+
+
+@pytest.mark.parametrize(("lead", "verdict"), [(0.03, CANNOT_TELL), (0.1, NOT_SUPPORTED)])
+def test_few_rows_gain_less_only_where_the_lead_is_larger_than_what_matters(lead: float, verdict: str) -> None:
+    found = BY_NAME["few rows"].test(Evidence(curves(0, lead, 0.05, noise=0.001, shared=0.008)))
+    assert found.verdict == verdict, found
+    assert float(found.numbers["many_minus_few_low"] or 0) > 0
+
+
+def test_that_three_models_agree_does_not_exclude_that_models_differ() -> None:
+    """Gains that spread by 0.01: of three models a standard deviation of 0.044 is not excluded, of 40 one of 0.012."""
+    for models, verdict in ((3, CANNOT_TELL), (40, NOT_SUPPORTED)):
+        spread = np.random.default_rng(1).normal(size=models)
+        spread = 0.01 * (spread - spread.mean()) / spread.std(ddof=1)
+        tables = {"gains": gains(grid(models, 1), {"a": spread}, stderr=0.05)}
+        found = BY_NAME["synergies differ"].test(Evidence(tables))
+        assert found.verdict == verdict
+        if models == 3:
+            assert found.reason == "gains that spread by 0.044 of the scale between models are not excluded somewhere"
 
 
 def test_claims_are_decided_in_a_full_fine_tuning_unless_few_pairs_have_one() -> None:

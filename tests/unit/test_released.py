@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from typer.testing import CliRunner, Result
 
 from raysft.cli import app
 from raysft.store.schema import TABLES
+from raysft.study.benchmarks import benchmark_of
 from raysft.study.components import cumulative_variance, scaled
 from raysft.study.released import Choice, ReleasedStudy, study_released
-from raysft.study.released.benchmarks import benchmark_of
 from raysft.study.released.reading import ReleasedError, read_released
 from raysft.study.schema import STUDY_TABLES
 
@@ -237,6 +238,16 @@ def test_what_can_be_computed_is_and_the_rest_says_why_not(name: str, tmp_path: 
         assert filled == FROM_SCORES
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("models", "datasets"), [(1, 3), (2, 2)])
+def test_a_few_fine_tunings_on_seven_tasks_are_a_study(models: int, datasets: int, tmp_path: Path) -> None:
+    rows = [row for row in made_rows(MODELS[:models], DATASETS[:datasets]) if not row["lora"]]
+    rows = [{**row, "hellaswag": row["nq-5shot"] + 3 * at} for at, row in enumerate(rows)]
+    study = studied(tmp_path, rows, Choice(tasks=("every",)))
+    claims = {row["name"]: row["reason"] for row in study.tables["claims"].to_pylist()}
+    assert claims["components"].startswith(f"{models * datasets} complete fine-tunings and 7 tasks that vary: 6 of")
+
+
 def test_a_csv_of_another_shape(tmp_path: Path) -> None:
     rows = [
         {"checkpoint": model, "data": data, "lr": 0.1, "score": 0.1 * place, "other": 0.3 + 0.2 * place, "who": "me"}
@@ -352,6 +363,18 @@ def test_the_papers_scores_in_the_main_slice(paper: ReleasedStudy) -> None:
     assert read["base_models"] == 11
     five = [row["cumulative"] for row in paper.tables["pca"].to_pylist() if row["component"] == 5]
     assert five == pytest.approx([0.938, 0.836, 0.829], abs=0.001)
+    # Raw gains are on each task's own scale; the claim takes shares of it, and says so.
+    claim = next(row for row in paper.tables["claims"].to_pylist() if row["name"] == "components")
+    assert json.loads(claim["numbers"])["of_shares"] == pytest.approx(0.930, abs=0.001)
+    assert "93% of gains as shares of each task's scale" in claim["statement"]
+
+
+def test_rows_and_epochs_are_compared_on_what_was_chosen(paper: ReleasedStudy) -> None:
+    numbers = {row["name"]: json.loads(row["numbers"]) for row in paper.tables["claims"].to_pylist()}
+    # Of three models and the twelve benchmarks; over all 29 columns -0.005 and 0.024.
+    assert numbers["few rows"]["many_minus_few"] == pytest.approx(0.0002, abs=0.0001)
+    assert numbers["more epochs"]["last_minus_first"] == pytest.approx(-0.004, abs=0.001)
+    assert numbers["few rows"]["n"] == numbers["more epochs"]["n"] == 3 * 12
 
 
 def test_lint_finds_the_defects_of_the_papers_scores(paper: ReleasedStudy) -> None:

@@ -13,10 +13,10 @@ import pytest
 from raysft.report.drawing import inline_svg, render
 from raysft.report.gain_figures import minmax
 from raysft.report.hover import MOST_DOTS, Cells, Dots, regions, too_many
-from raysft.report.languages import language_families
 from raysft.report.listing import MOST_ROWS, Listing, number
 from raysft.report.page import script_json
 from raysft.report.plot import INK, LOOK, PAPER, Plot, heat, key_line, legend, panels, slugs
+from raysft.study.languages import language_families
 
 pytestmark = pytest.mark.unit
 

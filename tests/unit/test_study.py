@@ -14,8 +14,9 @@ import pytest
 
 from raysft.store.schema import TABLES
 from raysft.study.association import associate, within
+from raysft.study.benchmarks import RELEASED
 from raysft.study.depth import intrinsic_dimension_by_depth
-from raysft.study.gains import gain_matrix, gain_table, primary_metric
+from raysft.study.gains import gain_matrix, gain_table, primary_metric, score_scale, task_scale
 from raysft.study.maps import centred, model_map
 from raysft.study.matching import matches
 from raysft.study.matrix import pivot
@@ -90,6 +91,32 @@ def test_two_base_scores_for_one_cell_are_refused_by_name() -> None:
     twice = {"model": "m", "epoch": 0, "task": "t", "metric": "acc", "value": 0.1}
     with pytest.raises(ValueError, match="2 base rows for m, t, acc"):
         gain_table(scores(twice, twice), {})
+
+
+@pytest.mark.parametrize(
+    ("largest", "scale"),
+    [(0.0, 1), (1.0, 1), (1.0000000000000002, 1), (1.001, 10), (10.000000000000002, 10), (11, 100)],
+)
+def test_a_scale_is_not_changed_by_rounding(largest: float, scale: float) -> None:
+    assert score_scale(largest) == scale
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "largest", "scale"),
+    [
+        ("capitals", "exact_match,strip", 8.0, 100),  # a weak model's percentages
+        ("capitals", "exact_match,strip", 0.8, 1),
+        ("humaneval-0shot", RELEASED, 8.0, 100),
+        ("mtbench-total", RELEASED, 8.0, 10),
+        ("mtbench", "turn_score", 8.0, 10),
+        ("humaneval", "seconds", 8.0, 10),  # the name of a benchmark says nothing of its other metrics
+    ],
+)
+def test_shares_of_items_are_of_one_or_a_hundred(task: str, metric: str, largest: float, scale: float) -> None:
+    assert task_scale(task, metric, largest) == scale
+    base = {"model": "m", "epoch": 0, "task": task, "metric": metric, "value": largest / 2}
+    table = gain_table(scores(base, {**base, "trial": "x", "epoch": 1, "value": largest}), {})
+    assert table["scaled_gain"].to_pylist() == pytest.approx([largest / 2 / scale])
 
 
 def test_tasks_on_different_scales_count_alike_once_averaged() -> None:

@@ -7,12 +7,19 @@ from itertools import product
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from scipy import stats
 
+from raysft.report.findings import Findings
+from raysft.report.plot import Plot
+from raysft.report.weight_figures import mid_layer
 from raysft.store.schema import TABLES
 from raysft.study.ceilings import noise_ceiling_table
 from raysft.study.cells import Cell, not_comparable, slices
 from raysft.study.comparisons import comparison_table
+from raysft.study.correlate import correlation_table
+from raysft.study.depth import not_at_equal_epochs
 from raysft.study.epochs import epoch_gains_table
 from raysft.study.layer_tests import layer_test_table
 from raysft.study.run import SWEEP_TABLES, study_of
@@ -51,12 +58,12 @@ def gain_table_of(*rows: list[dict[str, object]]) -> pa.Table:
     return pa.Table.from_pylist([row for part in rows for row in part], schema=GAINS)
 
 
-def changes(curves: np.ndarray) -> pa.Table:
+def changes(curves: np.ndarray, epoch: int = 1, final: bool = True) -> pa.Table:
     """Weight changes (models, datasets, layers)."""
     layers = curves.shape[2]
     rows = [
-        {"model": f"m{i}", "dataset": f"d{j}", "trial": f"full {i} {j} 0", "variant": "full", "final": True}
-        | {"layer": at, "depth": at / (layers - 1), "relative_change": curves[i, j, at], "epoch": 1}
+        {"model": f"m{i}", "dataset": f"d{j}", "trial": f"full {i} {j} 0", "variant": "full", "final": final}
+        | {"layer": at, "depth": at / (layers - 1), "relative_change": curves[i, j, at], "epoch": epoch}
         for i, j, at in np.ndindex(*curves.shape)
     ]
     return pa.Table.from_pylist(rows, schema=WEIGHT_CHANGE_BY_DEPTH)
@@ -76,6 +83,48 @@ def test_the_layer_that_moves_the_gain_is_found_and_its_p_pays_for_the_search() 
         assert sum(row["chosen"] for row in rows) == pytest.approx(1)
         assert all(row["p_max"] >= row["p"] for row in rows)
         assert {row["layers"] for row in rows} == {8}
+
+
+def test_the_strongest_layers_of_many_tasks_have_a_q_over_all_of_them() -> None:
+    random = np.random.default_rng(3)
+    curves = random.normal(size=(MODELS, DATASETS, 4))
+    by_task = [gain_rows(random.normal(size=(MODELS, DATASETS, 1)), task) for task in "abcd"]
+    by_task.append(gain_rows(curves[..., :1] + 0.3 * random.normal(size=(MODELS, DATASETS, 1)), "e"))
+    found = layer_test_table(gain_table_of(*by_task), changes(curves))
+    for effects in ("none", "fixed"):
+        rows = select(found, effects=effects).to_pylist()
+        strongest = [row for row in rows if row["strongest"]]
+        assert len(strongest) == 5 + 2  # tasks, and all and other ones: none is of the dataset's own skill
+        expected = stats.false_discovery_control([row["p_max"] for row in strongest])
+        assert [row["q"] for row in strongest] == pytest.approx(expected.tolist())
+        assert all(row["q"] is None for row in rows if not row["strongest"])
+
+
+def test_weights_and_gains_are_paired_at_equal_epochs() -> None:
+    random = np.random.default_rng(5)
+    curves, earlier = random.normal(size=(2, MODELS, DATASETS, 3))
+    gains = gain_table_of(gain_rows(curves[..., 1:2] + 0.3 * random.normal(size=(MODELS, DATASETS, 1))))
+    whole = changes(curves)
+    # The first model's last probe failed, and what it has is of the epoch before; of the second the last scores did.
+    lost = pc.equal(whole["model"], "m0")
+    apart = pa.concat_tables([whole.filter(pc.invert(lost)), changes(earlier, epoch=0).filter(lost)])
+    later = changes(earlier, epoch=2).filter(pc.equal(whole["model"], "m1"))
+    final = pa.array([model != "m1" for model in apart["model"].to_pylist()])
+    apart = apart.set_column(apart.column_names.index("final"), "final", final)
+    found = pa.concat_tables([apart, later])
+    kept = pc.invert(pc.equal(gains["model"], "m0"))
+    assert layer_test_table(gains, found).equals(layer_test_table(gains.filter(kept), whole))
+    nothing = TABLES["data_properties"].empty_table()
+    assert correlation_table(gains, nothing, found).equals(correlation_table(gains.filter(kept), nothing, whole))
+    assert set(layer_test_table(gains, found)["n"].to_pylist()) == {(MODELS - 1) * DATASETS}
+    assert not_at_equal_epochs(gains, whole) == {}
+    (why,) = not_at_equal_epochs(gains, found)
+    assert why == f"{DATASETS} of {MODELS * DATASETS} fine-tunings in weight change against gain"
+    study = {**{name: schema.empty_table() for name, schema in STUDY_TABLES.items()}, "gains": gains}
+    sweep = {name: schema.empty_table() for name, schema in SWEEP_TABLES.items()}
+    drawn = mid_layer(Findings(sweep, {**study, "weight_change_by_depth": found}))
+    assert isinstance(drawn, Plot)
+    assert drawn.data.num_rows == (MODELS - 1) * DATASETS
 
 
 def test_a_layer_of_one_dataset_has_no_test_and_a_reason() -> None:

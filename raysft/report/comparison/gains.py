@@ -50,8 +50,9 @@ class Difference:
 def compare_gains(first: Side, second: Side, found: Sequence[Pair]) -> pa.Table:
     """One row for each variant, dataset and task that both have, of schema `COMPARED`; q is over all of them."""
     rows: list[dict[str, Any]] = []
+    scales = _scales(first, second)
     for pair in found:
-        ours, theirs = _cells(first, pair.first), _cells(second, pair.second)
+        ours, theirs = _cells(first, pair.first, scales[0]), _cells(second, pair.second, scales[1])
         for dataset, task in sorted(ours.keys() & theirs.keys()):
             a, b = ours[dataset, task], theirs[dataset, task]
             rows.append({"variant": pair.label, "dataset": dataset, "task": task, **_row(a, b)})
@@ -60,11 +61,41 @@ def compare_gains(first: Side, second: Side, found: Sequence[Pair]) -> pa.Table:
     return from_rows(rows, COMPARED)
 
 
-def _cells(side: Side, variant: str) -> dict[tuple[str, str], Models]:
-    """(dataset, task) -> what each model gained there."""
+def scale_notes(first: Side, second: Side) -> list[str]:
+    """Sentences on tasks whose scores look to be on different scales in the two."""
+    own, used = (_own_scale(first), _own_scale(second)), _scales(first, second)
+    notes = []
+    for task in sorted(own[0].keys() & own[1].keys()):
+        (a, b), (by_a, by_b) = ((of[0][task], of[1][task]) for of in (own, used))
+        if a != b:
+            by = f"of {by_a:g} in both" if by_a == by_b else f"of {by_a:g} in A and of {by_b:g} in B"
+            notes.append(f"Scores of {task} fit a scale of {a:g} in A and {b:g} in B: its gains are shares {by}.")
+    return notes
+
+
+def _scales(first: Side, second: Side) -> tuple[dict[str, float], dict[str, float]]:
+    """Task -> what each side's gains are divided by.
+
+    A scale is guessed from scores. Percentages that are all below 10 in one study look like scores out of 10 there, so
+    of two scales above 1 the larger holds for both; scores of at most 1 are shares, whatever the other study gives.
+    """
+    ours, theirs = _own_scale(first), _own_scale(second)
+    for task in ours.keys() & theirs.keys():
+        if min(ours[task], theirs[task]) > 1:
+            ours[task] = theirs[task] = max(ours[task], theirs[task])
+    return ours, theirs
+
+
+def _own_scale(side: Side) -> dict[str, float]:
+    final = final_gains(side.findings.study["gains"])
+    return dict(zip(final["task"].to_pylist(), map(float, reals(final, "scale")), strict=True))
+
+
+def _cells(side: Side, variant: str, scales: dict[str, float]) -> dict[tuple[str, str], Models]:
+    """(dataset, task) -> what each model gained there, as a share of the task's scale."""
     final = final_gains(select(side.findings.study["gains"], variant=variant))
-    scale = reals(final, "scale")
-    gain, error = reals(final, "scaled_gain"), reals(final, "stderr") / scale
+    scale = np.array([scales[task] for task in final["task"].to_pylist()])
+    gain, error = reals(final, "gain") / scale, reals(final, "stderr") / scale
     seeds: dict[tuple[str, str, str], list[tuple[float, float]]] = defaultdict(list)
     places = zip(*(final[name].to_pylist() for name in ("dataset", "task", "model")), strict=True)
     for place, value, wide in zip(places, gain, error, strict=True):

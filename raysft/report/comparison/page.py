@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from raysft.report.comparison import tables
 from raysft.report.comparison.figures import NOTHING, gains_compared, one_against_the_other
-from raysft.report.comparison.gains import compare_gains
+from raysft.report.comparison.gains import compare_gains, scale_notes
 from raysft.report.comparison.sides import Pair, Side, pairs
 from raysft.report.listing import Listing
 from raysft.report.page import Page, Section, Shown, show, write_page
@@ -38,7 +38,7 @@ def write_comparison(first: Side, second: Side, out: Path) -> Path:
         Section("methods", "Methods", "How the two were compared.", paragraphs=(("Comparison", _METHODS),)),
     ]
     title = f"{first.name} and {second.name}"
-    notes = [f"A is {first.name}, B is {second.name}.", *_notes(compared, first, second)]
+    notes = [f"A is {first.name}, B is {second.name}.", *_notes(compared, first, second), *scale_notes(first, second)]
     page = Page(title, "raysft comparison", _headlines(compared, claims), notes, sections, (claims,))
     return write_page(page, out)
 

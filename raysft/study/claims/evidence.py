@@ -86,6 +86,19 @@ class Evidence:
         """(model, dataset) -> scaled gain on one task, main variant."""
         return {(cell.model, cell.dataset): cell.gain for cell in self.main if cell.task == task}
 
+    def curves(self) -> list[Row]:
+        """Rows of `epoch_gains` of the models, methods and tasks studied: that table is of a whole file of scores.
+
+        What was planned over sizes and epochs is mostly beside the main slice, so those are not chosen from.
+        """
+        columns = ("model", "method", "task")
+        chosen = {name: set(self.gains[name].to_pylist()) for name in columns}
+        return [
+            row
+            for row in self.rows("epoch_gains")
+            if row["scaled_gain"] is not None and all(row[name] in chosen[name] for name in columns)
+        ]
+
     @cached_property
     def scales(self) -> dict[str, float]:
         """Task -> scale that its gains are divided by before they are compared with other tasks'."""

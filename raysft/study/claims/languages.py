@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,15 +22,12 @@ from raysft.study.claims.verdict import (
     p_text,
     pearson_p,
 )
+from raysft.study.languages import ENGLISH, language_families
 from raysft.study.statistics.bootstrap import too_few_levels, two_way_interval
 from raysft.study.statistics.multiplicity import q_values
 from raysft.study.statistics.permutation import permutation_test
 
-# A benchmark in English, and names that the same one has in another language.
-ENGLISH = re.compile(r"^mmlu(?![a-z])(?!.*_(?:zh|ja|jp|ko|de|fr|es)\b)", re.IGNORECASE)
-FOREIGN = re.compile(
-    r"^(?:c|j|k)mmlu|^global_mmlu.*_(?!en\b)[a-z]{2}\b|^mmlu[-_](?:zh|ja|jp|ko|de|fr|es)\b", re.IGNORECASE
-)
+_MMLU = "mmlu"  # the word that all its editions have in their names
 
 
 def crosses_languages(study: Evidence) -> Outcome:
@@ -40,36 +36,48 @@ def crosses_languages(study: Evidence) -> Outcome:
     What a dataset does to every model alike is part of that, so no effects are taken out: whole models and whole
     datasets are permuted and resampled instead.
     """
-    english = [task for task in study.tasks if ENGLISH.search(task)]
-    foreign = [task for task in study.tasks if FOREIGN.search(task)]
-    if not english or not foreign:
+    found = [_against(study, english, task) for english, task in _translations(study.tasks)]
+    if not found:
         return cannot("no benchmark is there both in English and in another language (MMLU and its translations)")
-    found = [_against(study, english[0], task) for task in foreign]
     usable = [one for one in found if one.reason is None]
     if not usable:
-        return cannot(f"{english[0]} against {found[0].task}: {found[0].reason}")
+        return cannot(f"{found[0].english} against {found[0].task}: {found[0].reason}")
     q = q_values(np.array([one.p for one in usable]))
     verdicts = [_verdict(one, float(value)) for one, value in zip(usable, q, strict=True)]
     verdict = SUPPORTED if set(verdicts) == {SUPPORTED} else NOT_SUPPORTED if NOT_SUPPORTED in verdicts else CANNOT_TELL
     open_ones = [one.task for one, each in zip(usable, verdicts, strict=True) if each == CANNOT_TELL]
     why = f"an r of {MATTERS_R} is neither shown nor excluded on {', '.join(open_ones)}"
     parts = [
-        f"{one.task}: r = {one.plain.pearson:.2f}{interval_text(one.low, one.high)}, {p_text(float(value), 'q')}, "
-        f"n = {one.plain.n}; given model and dataset {one.within:.2f}. {_beside(one, each)}"
+        f"{one.english} against {one.task}: r = {one.plain.pearson:.2f}{interval_text(one.low, one.high)}, "
+        f"{p_text(float(value), 'q')}, n = {one.plain.n}; given model and dataset {one.within:.2f}. "
+        f"{_beside(one, each)}"
         for one, value, each in zip(usable, q, verdicts, strict=True)
     ]
     numbers: dict[str, Number] = {}
     for one, value in zip(usable, q, strict=True):
         of = {"pearson": one.plain.pearson, "low": one.low, "high": one.high, "q": float(value), "within": one.within}
         numbers |= {f"{one.task}: {name}": number for name, number in of.items()}
-    said = f"Gains on {english[0]} against {' '.join(parts)} ({study.variant})"
+    said = f"Gains on {' '.join(parts)} ({study.variant})"
     return Outcome(verdict, said, numbers, why if verdict == CANNOT_TELL else None)
+
+
+def _translations(tasks: list[str]) -> list[tuple[str, str]]:
+    """MMLU in English with each of its translations, at equal shots, by the names that the report's figure goes by."""
+    families = language_families(tasks)
+    return [
+        (of[ENGLISH], task)
+        for benchmark, of in families.items()
+        if _MMLU in benchmark.split()
+        for language, task in of.items()
+        if language != ENGLISH
+    ]
 
 
 @dataclass(frozen=True)
 class _Against:
     """Gains on a foreign benchmark against the English one: plain coefficients, their permuted p and intervals."""
 
+    english: str
     task: str
     plain: Association
     within: float = np.nan
@@ -88,10 +96,10 @@ def _against(study: Evidence, english: str, task: str) -> _Against:
     plain, test = associate(x, y), permutation_test(x, y, groups, fixed=False)
     reason = plain.reason or test.reason or too_few_levels([len(set(labels)) for labels in groups])
     if reason is not None:
-        return _Against(task, plain, reason=reason)
+        return _Against(english, task, plain, reason=reason)
     both, one_sided = (two_way_interval(x, y, groups, fixed=False, level=level) for level in (1 - LEVEL, 1 - 2 * LEVEL))
     fixed = within(x, y, groups)
-    return _Against(task, plain, fixed.r, float(test.p[0]), both.low, both.high, one_sided.high, both.reason)
+    return _Against(english, task, plain, fixed.r, float(test.p[0]), both.low, both.high, one_sided.high, both.reason)
 
 
 def _verdict(one: _Against, q: float) -> str:

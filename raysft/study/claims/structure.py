@@ -14,6 +14,7 @@ from raysft.study.claims.verdict import (
     CANNOT_TELL,
     FEWEST_MODELS,
     LEVEL,
+    MATTERS_GAIN,
     NOT_SUPPORTED,
     SUPPORTED,
     Number,
@@ -69,7 +70,7 @@ def synergies_persist(study: Evidence) -> Outcome:
         return Outcome(SUPPORTED, said, numbers)
     # Not one of them is as large as would matter: every interval's end is below it, at 5% over all of them.
     ends = [_largest(gains, LEVEL / tested) for gains in varied]
-    if max(ends) < 0.02:
+    if max(ends) < MATTERS_GAIN:
         return Outcome(NOT_SUPPORTED, said, numbers)
     return Outcome(
         CANNOT_TELL,
@@ -104,10 +105,10 @@ def synergies_differ(study: Evidence) -> Outcome:
     numbers: dict[str, Number] = {"pairs": len(p), "differ": found, "models": len(study.models), "seeds": seeds}
     if found:
         return Outcome(SUPPORTED, said, numbers)
-    between = max(float(np.sqrt(max(0.0, values[:, 0].var(ddof=1)))) for values in usable)
-    if between < 0.02:
+    between = max(_largest_spread(values[:, 0]) for values in usable)
+    if between < MATTERS_GAIN:
         return Outcome(NOT_SUPPORTED, said, numbers)
-    why = f"gains spread by up to {between:.2g} of the scale between models, which the errors of scores may explain"
+    why = f"gains that spread by {between:.2g} of the scale between models are not excluded somewhere"
     return Outcome(CANNOT_TELL, said, numbers, why)
 
 
@@ -150,10 +151,10 @@ def few_components(study: Evidence) -> Outcome:
         return cannot("the study has no gains")
     pairs, gains = study.complete_trials()
     varied = [at for at in range(gains.shape[1]) if len(gains) and not constant(gains[:, at])]
-    if len(gains) < 3 or len(varied) <= COMPONENTS:
+    if min(len(gains), len(varied)) <= COMPONENTS:
         return cannot(
-            f"{counted(len(gains), 'complete fine-tuning')} and {counted(len(varied), 'task')} that vary, 3 and "
-            f"{COMPONENTS + 1} needed"
+            f"{counted(len(gains), 'complete fine-tuning')} and {counted(len(varied), 'task')} that vary: "
+            f"{COMPONENTS + 1} of each are needed, or {COMPONENTS} components hold everything"
         )
     gains = gains[:, varied]
     share = _explained(gains)
@@ -161,24 +162,25 @@ def few_components(study: Evidence) -> Outcome:
     drawn = _resampled_shares(gains, pairs)
     # Resamples repeat rows, which makes fewer components suffice: the basic interval mirrors that bias away.
     low, high = (min(1.0, 2 * share - float(end)) for end in np.quantile(drawn, [0.975, 0.025]))
-    raw = float(cumulative_variance(gains)[COMPONENTS - 1])
+    shares = float(cumulative_variance(gains)[COMPONENTS - 1])
     said = (
         f"{COMPONENTS} of {len(varied)} components hold {100 * share:.0f}% of the variance of gains scaled to -1 to 1 "
-        f"(resampled 95% interval {100 * low:.0f} to {100 * high:.0f}%), {100 * raw:.0f}% of gains as they are; tasks "
-        f"that had nothing in common would give {100 * chance:.0f}%. {counted(len(gains), 'fine-tuning')}."
+        f"(resampled 95% interval {100 * low:.0f} to {100 * high:.0f}%), {100 * shares:.0f}% of gains as shares of "
+        f"each task's scale; tasks that had nothing in common would give {100 * chance:.0f}%. "
+        f"{counted(len(gains), 'fine-tuning')}."
     )
     numbers: dict[str, Number] = {
         "explained": share,
         "low": low,
         "high": high,
-        "raw": raw,
+        "of_shares": shares,
         "by_chance": chance,
         "tasks": len(varied),
         "n": len(gains),
     }
     if chance >= EXPLAINED:
         return Outcome(CANNOT_TELL, said, numbers, "so few tasks or fine-tunings would give that by chance")
-    if (high < EXPLAINED) != (raw < EXPLAINED):
+    if (high < EXPLAINED) != (shares < EXPLAINED):
         why = "it depends on whether every task counts the same: tasks that vary most have most of the variance"
         return Outcome(CANNOT_TELL, said, numbers, why)
     if share >= EXPLAINED and low >= _NEARLY:
@@ -220,6 +222,15 @@ def _largest(gains: Reals, level: float) -> float:
         return abs(float(gains.mean()))
     error = float(gains.std(ddof=1) / np.sqrt(len(gains)))
     return abs(float(gains.mean())) + float(stats.t.ppf(1 - level, len(gains) - 1)) * error
+
+
+def _largest_spread(gains: Reals) -> float:
+    """How large the standard deviation between models may be, at 5% one-sided: chi-square on their spread.
+
+    The errors of scores are in that spread, so what is said of models is rather too much than too little.
+    """
+    df = len(gains) - 1
+    return float(gains.std(ddof=1) * np.sqrt(df / stats.chi2.ppf(LEVEL, df)))
 
 
 def _similarities(study: Evidence, kind: str) -> dict[tuple[str, str], float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow as pa
 from raysft.study.claims import data, languages, layers, likelihood, structure, training
 from raysft.study.claims.evidence import Evidence
 from raysft.study.claims.schema import CLAIMS
-from raysft.study.claims.verdict import CANNOT_TELL, FEWEST_MODELS, Number, Outcome, counted
+from raysft.study.claims.verdict import CANNOT_TELL, FEWEST_MODELS, Number, Outcome, cannot, counted
 from raysft.study.tables import from_rows
 
 
@@ -92,7 +93,7 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "Other pairs of dataset and benchmark vary from base model to base model.",
         f"{ABSTRACT}; gains by dataset and task",
         "a pair whose gains differ between models beyond their standard errors, Cochran's Q, at q <= 0.05; not "
-        "supported if no pair spreads by 2 points of a hundred",
+        "supported if a spread (standard deviation) of 2 points of a hundred is excluded for every pair at 5%",
         structure.synergies_differ,
     ),
     Claim(
@@ -108,8 +109,8 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "About five principal components hold over nine tenths of the variance of the gains.",
         "principal components of the gains",
         "five components of gains scaled to -1 to 1 hold 90%, and 85% at the lower end of the interval of resamples; "
-        "not supported if the upper end is below 90%; told only if gains as they are agree and shuffled ones do not "
-        "reach 90%",
+        "not supported if the upper end is below 90%; told only if gains as shares of each task's scale agree and "
+        "shuffled ones do not reach 90%",
         structure.few_components,
     ),
     Claim(
@@ -133,7 +134,7 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "LoRA gains about what full fine-tuning gains.",
         "LoRA against full fine-tuning",
         "equivalence: on every task the 95% interval of full minus LoRA lies within 2 points of a hundred; not "
-        "supported if a task's difference is beyond that at q <= 0.05",
+        "supported if a task's difference is larger than that at q <= 0.05, tested against the margin",
         training.lora_gains_as_much,
     ),
     Claim(
@@ -157,7 +158,7 @@ CLAIMS_OF_THE_PAPER: tuple[Claim, ...] = (
         "A thousand rows gain what twenty thousand do.",
         "1k against 20k rows over epochs",
         "non-inferiority: a lead of many rows of 2 points of a hundred is excluded at 5%, errors clustered by model "
-        "and task; not supported if many rows are ahead at p <= 0.05",
+        "and task; not supported if it is larger than that at 5%",
         training.few_rows_suffice,
     ),
     Claim(
@@ -190,8 +191,17 @@ def claim_table(tables: Mapping[str, pa.Table]) -> pa.Table:
 
 
 def _decided(claim: Claim, study: Evidence) -> Outcome:
-    """What the claim's test says, unless there are too few base models to say anything of base models."""
-    found = claim.test(study)
+    """What the claim's test says, unless there are too few base models to say anything of base models.
+
+    A test that numbers break takes neither the other claims nor the study with it: it warns, and the reason says what
+    broke. Any other error is the program's, not the data's, and goes on up.
+    """
+    try:
+        found = claim.test(study)
+    except (ArithmeticError, IndexError, ValueError) as error:
+        broke = f"its test broke off with {type(error).__name__}: {' '.join(str(error).split())}"
+        warnings.warn(f"claim {claim.name!r}: {broke}", RuntimeWarning, stacklevel=3)
+        return cannot(broke)
     count = len(study.models)
     if found.verdict == CANNOT_TELL or not 0 < count < FEWEST_MODELS:
         return found

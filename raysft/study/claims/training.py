@@ -25,10 +25,12 @@ from raysft.study.claims.verdict import (
     larger_than_zero,
     p_text,
 )
+from raysft.study.statistics.multiplicity import q_values
 from raysft.study.statistics.paired import Paired, paired
 
 MATHS = re.compile(r"math|gsm|arithmetic", re.IGNORECASE)
 _ALIKE = 0.5  # r of two similarity matrices
+_LISTED = 4  # names in a sentence
 _MANY_TIMES = 5  # rows: what counts as much more data
 
 
@@ -39,7 +41,8 @@ def lora_gains_as_much(study: Evidence) -> Outcome:
     if not tested:
         return cannot("no pairs of a full and a LoRA fine-tuning that can be tested")
     inside = [row for row in tested if max(-row["low"], row["high"]) < MATTERS_GAIN]
-    apart = [row for row in tested if row["q"] <= LEVEL and abs(row["mean_difference"]) > MATTERS_GAIN]
+    beyond = q_values(np.array([_beyond_margin(row) for row in tested]))
+    apart = [row for row, q in zip(tested, beyond, strict=True) if q <= LEVEL]
     mean = float(np.mean([row["mean_difference"] for row in tested]))
     plain = [row for row in tested if row["t_p"] is not None and row["t_p"] <= LEVEL]
     said = (
@@ -127,8 +130,7 @@ def lora_same_structure(study: Evidence) -> Outcome:
 
 def few_rows_suffice(study: Evidence) -> Outcome:
     """1,000 rows gain what many times as many do."""
-    rows = study.rows("epoch_gains")
-    found = _few_and_many(rows)
+    found = _few_and_many(study.curves())
     if found is None:
         return cannot(
             f"no model was trained on two sizes of which one is {_MANY_TIMES} times the other, at equal settings"
@@ -136,7 +138,7 @@ def few_rows_suffice(study: Evidence) -> Outcome:
     few, many, first, second = found
     if _models(first) < FEWEST_MODELS:
         return cannot(f"{many:,} against {few:,} rows: {counted(_models(first), 'model')}, {FEWEST_MODELS} needed")
-    test = _compare(study, first, second)
+    test = _compare(first, second)
     if not np.isfinite(test.p):
         return cannot(f"{many:,} against {few:,} rows: {test.reason}")
     difference = Estimate(test.mean, test.stderr, test.df)
@@ -144,12 +146,12 @@ def few_rows_suffice(study: Evidence) -> Outcome:
     why: str | None = f"a lead of {MATTERS_GAIN:g} of {many:,} rows is neither shown nor excluded"
     if difference.bound(1, 1 - LEVEL) < MATTERS_GAIN:
         verdict, why = SUPPORTED, None
-    elif difference.low > 0:
+    elif difference.bound(-1, 1 - LEVEL) > MATTERS_GAIN:
         verdict, why = NOT_SUPPORTED, None
     said = (
         f"Gains on {many:,} rows less those on {few:,}, at the last common epoch, are {test.mean:.3f} of the scale"
-        f"{interval_text(test.low, test.high, 3)}, {p_text(test.p)}, over {counted(test.n, 'pair')} of model and task "
-        f"of {counted(_models(first), 'model')}. A plain paired t test has {p_text(test.t_p)}."
+        f"{interval_text(test.low, test.high, 3)}, {p_text(test.p)}, "
+        f"{_over(test, first)}. A plain paired t test has {p_text(test.t_p)}."
     )
     numbers = {**difference.numbers("many_minus_few"), "few": few, "many": many, "n": test.n, "plain_p": test.t_p}
     return Outcome(verdict, said, numbers, why)
@@ -157,7 +159,7 @@ def few_rows_suffice(study: Evidence) -> Outcome:
 
 def more_epochs_help(study: Evidence) -> Outcome:
     """On few rows gains go on growing after the first epoch."""
-    rows = [row for row in study.rows("epoch_gains") if row["gain"] is not None]
+    rows = study.curves()
     sizes = [row["size"] for row in rows if row["size"] is not None]
     rows = [row for row in rows if row["size"] == (min(sizes) if sizes else None)]
     epochs: dict[tuple[object, ...], set[int]] = defaultdict(set)
@@ -170,7 +172,7 @@ def more_epochs_help(study: Evidence) -> Outcome:
         return cannot("no fine-tuning was measured at two epochs or more")
     if _models(first) < FEWEST_MODELS:
         return cannot(f"last epoch against the first: {counted(_models(first), 'model')}, {FEWEST_MODELS} needed")
-    test = _compare(study, first, last)
+    test = _compare(first, last)
     if not np.isfinite(test.p):
         return cannot(f"last epoch against the first: {test.reason}")
     difference = Estimate(test.mean, test.stderr, test.df)
@@ -178,7 +180,7 @@ def more_epochs_help(study: Evidence) -> Outcome:
     span = " or ".join(sorted({f"{a} to {b}" for a, b in ends.values()}))
     said = (
         f"From epoch {span} gains change by {test.mean:.3f} of the scale{interval_text(test.low, test.high, 3)}, "
-        f"{p_text(test.p)}, over {counted(test.n, 'pair')} of model and task of {counted(_models(first), 'model')}"
+        f"{p_text(test.p)}, {_over(test, first)}"
         f"{f' at {min(sizes):,} rows' if sizes else ''}. A plain paired t test has {p_text(test.t_p)}."
     )
     return Outcome(verdict, said, {**difference.numbers("last_minus_first"), "n": test.n, "plain_p": test.t_p}, why)
@@ -202,8 +204,16 @@ def _full_minus_lora(study: Evidence) -> list[Row]:
         mean = None if row["mean_difference"] is None else sign * row["mean_difference"] / scale
         low, high = ends if sign > 0 else ends[::-1]
         q = row["q"] if row["q"] is not None else row["p"]
-        found.append({**row, "low": low, "high": high, "mean_difference": mean, "q": q, "t_p": row.get("t_p")})
+        stderr = None if row["stderr"] is None else row["stderr"] / scale
+        of_scale = {"mean_difference": mean, "stderr": stderr, "low": low, "high": high}
+        found.append({**row, **of_scale, "q": q, "t_p": row.get("t_p")})
     return found
+
+
+def _beyond_margin(row: Row) -> float:
+    """p of a difference no larger than `MATTERS_GAIN` either way, at its margin (Hodges and Lehmann 1954)."""
+    over, margin = abs(row["mean_difference"]) / row["stderr"], MATTERS_GAIN / row["stderr"]
+    return float(stats.t.sf(over - margin, row["df"]) + stats.t.sf(over + margin, row["df"]))
 
 
 def _named(rows: list[Row]) -> str:
@@ -227,7 +237,7 @@ def _few_and_many(rows: list[Row]) -> tuple[int, int, list[Row], list[Row]] | No
     """
     of: dict[tuple[object, ...], dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if row["size"] and row["gain"] is not None and row["same_datasets"]:
+        if row["size"] and row["same_datasets"]:
             of[_curve(row)][row["size"]].append(row)
     pairs: dict[tuple[int, int], tuple[list[Row], list[Row]]] = defaultdict(lambda: ([], []))
     for sizes in of.values():
@@ -243,21 +253,20 @@ def _few_and_many(rows: list[Row]) -> tuple[int, int, list[Row], list[Row]] | No
     return few, many, first, second
 
 
-def _compare(study: Evidence, first: list[Row], second: list[Row]) -> Paired:
-    """`second` minus `first` of the same kind of trial and task, over each task's scale, clustered."""
-    sides = [{(*_curve(row), row["task"]): row["gain"] for row in rows} for rows in (first, second)]
+def _compare(first: list[Row], second: list[Row]) -> Paired:
+    """`second` minus `first` of the same kind of trial and task, scaled gains, clustered by model and by task."""
+    sides = [{(*_curve(row), row["task"]): row["scaled_gain"] for row in rows} for rows in (first, second)]
     shared = sorted(set(sides[0]) & set(sides[1]), key=str)
-    scale = np.array([_scale(study, str(place[-1]), (*first, *second)) for place in shared])
-    values = [np.array([side[place] for place in shared], dtype=np.float64) / scale for side in sides]
+    values = [np.array([side[place] for place in shared], dtype=np.float64) for side in sides]
     return paired(values[1], values[0], [[place[0] for place in shared], [place[-1] for place in shared]])
 
 
-def _scale(study: Evidence, task: str, rows: tuple[Row, ...]) -> float:
-    """The scale of a task: that of its gains, or the smallest power of ten that holds what is here."""
-    if task in study.scales:
-        return study.scales[task]
-    largest = max(abs(row["gain"]) for row in rows if row["task"] == task)
-    return float(10 ** max(0, np.ceil(np.log10(largest or 1))))
+def _over(test: Paired, rows: list[Row]) -> str:
+    """`over 36 pairs of 3 models (a, b, c) and 12 tasks`."""
+    models = sorted({row["model"] for row in rows})
+    listed = f"{', '.join(models[:_LISTED])}{', ...' if len(models) > _LISTED else ''}"
+    tasks = counted(len({row["task"] for row in rows}), "task")
+    return f"over {counted(test.n, 'pair')} of {counted(len(models), 'model')} ({listed}) and {tasks}"
 
 
 def _models(rows: list[Row]) -> int:

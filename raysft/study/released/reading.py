@@ -21,11 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from raysft.store.schema import TABLES
-from raysft.study.gains import floored_error, score_scale
-from raysft.study.released.benchmarks import benchmark_of
+from raysft.study.benchmarks import RELEASED, benchmark_of
+from raysft.study.gains import floored_error, task_scale
 from raysft.study.tables import Reals, real_array, reals
-
-METRIC = "released"
 
 # what a row is of -> names that its column may have, in lower case
 NAMES = {
@@ -227,14 +225,12 @@ def _scores(subjects: list[Row], table: pa.Table, tasks: list[str]) -> pa.Table:
 
 def _of_task(identity: pa.Table, name: str, values: Reals) -> pa.Table:
     known = values[np.isfinite(values)]
-    scale = score_scale(float(np.abs(known).max())) if known.size else 1.0
-    # Shares are given of 1 or of 100: a weak model's percentages may all be below 10.
-    scale = 100.0 if benchmark_of(name).items and scale > 1 else scale
+    scale = task_scale(name, RELEASED, float(np.abs(known).max()) if known.size else 1.0)
     about = benchmark_of(name)
     share = np.clip(values / scale, 0, 1)
     columns: dict[str, pa.Array] = {
         "task": pa.array([name] * len(values), pa.string()),
-        "metric": pa.array([METRIC] * len(values), pa.string()),
+        "metric": pa.array([RELEASED] * len(values), pa.string()),
         "value": real_array(values),
         "higher_is_better": pa.array([True] * len(values), pa.bool_()),
     }

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+RELEASED = "released"
+"""The metric of a column of released scores, which do not say what was measured."""
+
 
 @dataclass(frozen=True)
 class Benchmark:
