@@ -37,6 +37,7 @@ _SHOWN = (
     "mixed_q",
     "tests_reason",
 )
+_MOST_ROWS = 200  # wide ones: of every choice of tasks but single ones, where there are some 25 properties
 _ABOUT = (
     "Plain: Pearson's r with its two-way bootstrap interval and the p of permuting whole models and whole datasets, "
     "and Spearman's. Within: given model and dataset. Mixed: a slope with random effects of both. "
@@ -66,7 +67,7 @@ def cross_lingual_tests(findings: Findings) -> Listing:
 
 def _listing(name: str, title: str, empty: str, about: str, table: pa.Table) -> Listing:
     hidden = tuple(column for column in table.column_names if column not in _SHOWN)
-    return Listing(name, title, empty, table.select([*_SHOWN, *hidden]), about, hidden=hidden)
+    return Listing(name, title, empty, table.select([*_SHOWN, *hidden]), about, hidden=hidden, most=_MOST_ROWS)
 
 
 def strongest_layers(findings: Findings) -> Listing:
