@@ -29,7 +29,7 @@ class Fault(Generic[Kind]):
 
 
 class FaultyService(Generic[Kind]):
-    """A service that asks of each request whether something befalls it; `requests` is every `METHOD /path` that came."""
+    """What asks of each request whether something happens to it; `requests` is every `METHOD /path` that came."""
 
     def __init__(self) -> None:
         self.requests: list[str] = []
