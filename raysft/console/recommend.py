@@ -139,9 +139,8 @@ def _about(found: Recommendation, level: float) -> Iterator[str]:
     fewest, most = (of(rows, key=lambda row: row["level"]) for of in (min, max))
     if fewest["level"] < level:
         span = _percent(fewest["level"])
-        span += (
-            "" if fewest["level"] == most["level"] else f" to {_percent(most['level'])}, by how many models a task has"
-        )
+        if fewest["level"] != most["level"]:
+            span += f" to {_percent(most['level'])}, by how many models a task has"
         models = f"{fewest['models']} models cannot promise {_percent(level)}"
         yield f"Intervals of {span}: {models}, which takes {_models_for(level)}"
 
