@@ -1,7 +1,7 @@
 """What goes with gain: properties of the data as the base model sees it, and where in the stack the weights moved.
 
-Gains are clustered by model and by dataset: on null grids of 12 x 10, plain Pearson finds something in 28% of cases at
-a nominal 5%, fixed effects for model and dataset in 5.3%. So every row holds both coefficients, and tests and intervals
+Gains are clustered by model and by dataset: on null grids of 12 x 10, plain Pearson finds something in 25% of cases at
+a nominal 5%, fixed effects for model and dataset in 4%. So every row holds both coefficients, and tests and intervals
 that move whole models and whole datasets (`raysft/study/correlation_tests.py`).
 """
 
