@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,10 @@ _SHOWN = (
     "within_p",
     "within_q",
     "mixed_slope",
-    "mixed_stderr",
     "mixed_p",
     "mixed_q",
-    "tests_reason",
 )
+_MOST_REASONS = 4
 _MOST_ROWS = 200  # wide ones: of every choice of tasks but single ones, where there are some 25 properties
 _ABOUT = (
     "Plain: Pearson's r with its two-way bootstrap interval and the p of permuting whole models and whole datasets, "
@@ -67,7 +67,15 @@ def cross_lingual_tests(findings: Findings) -> Listing:
 
 def _listing(name: str, title: str, empty: str, about: str, table: pa.Table) -> Listing:
     hidden = tuple(column for column in table.column_names if column not in _SHOWN)
+    about += _not_computed(table, "reason", "tests_reason")
     return Listing(name, title, empty, table.select([*_SHOWN, *hidden]), about, hidden=hidden, most=_MOST_ROWS)
+
+
+def _not_computed(table: pa.Table, *columns: str) -> str:
+    """Why numbers are missing, once for all rows."""
+    reasons = Counter(reason for column in columns for reason in table[column].to_pylist() if reason)
+    said = "; ".join(reason for reason, _ in reasons.most_common(_MOST_REASONS))
+    return f" Not computed everywhere: {said}." if said else ""
 
 
 def strongest_layers(findings: Findings) -> Listing:
@@ -80,7 +88,8 @@ def strongest_layers(findings: Findings) -> Listing:
         "p max is the p of the largest |r| of all depths, whole models and whole datasets permuted; p is that of this "
         "depth as if it had been chosen before. Chosen: how often resampled models and datasets choose it."
     )
-    return Listing("strongest_layers", "The strongest layers, tested", empty, strongest, about)
+    about += _not_computed(strongest, "reason")
+    return Listing("strongest_layers", "The strongest layers, tested", empty, strongest, about, hidden=("reason",))
 
 
 def coefficients(row: Row) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 _WIDEST = 30
+_WIDE = 12
 MOST_ROWS = 500
 """Rows of a table on the page unless it says otherwise; the CSV holds all of them."""
 
@@ -66,6 +67,11 @@ class Listing:
         texts = [column.to_pylist() if pa.types.is_string(column.type) else [] for column in self.shown.columns]
         words = [[len(word) for text in column if text for word in text.split()] for column in texts]
         return [min(_WIDEST, max(found, default=0)) for found in words]
+
+    @property
+    def wide(self) -> bool:
+        """Whether it has so many columns that paper needs smaller print."""
+        return len(self.header) > _WIDE
 
     @property
     def badged(self) -> list[bool]:
