@@ -9,8 +9,6 @@ import base64
 import hashlib
 import json
 import re
-import socket
-import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +16,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
+
+from tests.faults import FaultyService, hang_up
 
 Kind = Literal[
     "throttle", "internal error", "hang up", "hang up in the middle", "lose the answer", "refuse", "not found"
@@ -46,52 +46,20 @@ class Repository:
         return hashlib.sha1(f"commit {self.commits}".encode()).hexdigest()
 
 
-@dataclass
-class Fault:
-    """What happens to the next `times` requests whose `METHOD /path` matches; `happened` counts them."""
-
-    kind: Kind
-    times: int
-    matching: re.Pattern[str]
-    happened: int = 0
-
-
-class HubServer:
-    """The service: `url`, `repositories` by `models/ORG/NAME`, LFS `objects` by digest, and every request that came."""
+class HubServer(FaultyService[Kind]):
+    """The service: `url`, `repositories` by `models/ORG/NAME`, and LFS `objects` by digest."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
-        self.requests: list[str] = []
         self.received: dict[str, int] = {}  # digest -> uploads of it that arrived whole
-        self.lock = threading.Lock()
-        self._faults: list[Fault] = []
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def fault(self, kind: Kind, times: int = 1, matching: str = "") -> Fault:
-        fault = Fault(kind, times, re.compile(matching))
-        with self.lock:
-            self._faults.append(fault)
-        return fault
-
-    def mend(self) -> None:
-        """No faults from now on."""
-        with self.lock:
-            self._faults.clear()
-
-    def fault_of(self, request: str) -> Fault | None:
-        with self.lock:
-            self.requests.append(request)
-            for fault in self._faults:
-                if fault.happened < fault.times and fault.matching.search(request):
-                    fault.happened += 1
-                    return fault
-        return None
 
     def uploads(self) -> list[str]:
         """Requests that sent content: LFS objects and commits."""
@@ -115,11 +83,11 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.hub.fault_of(f"{self.command} {path}")
         if fault is not None and fault.kind == "hang up in the middle":
             self.rfile.read(int(self.headers.get("Content-Length") or 0) // 2)
-            self._hang_up()
+            hang_up(self)
             return
         body = self._body()
         if fault is not None and fault.kind == "hang up":
-            self._hang_up()
+            hang_up(self)
         elif fault is not None and fault.kind == "not found":
             self._answer(404, None)
         elif fault is not None and fault.kind in _ANSWERS:
@@ -130,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
             with self.hub.lock:
                 status, content = self._serve(path, body)
             if fault is not None and fault.kind == "lose the answer":
-                self._hang_up()
+                hang_up(self)
             else:
                 self._answer(status, content)
 
@@ -253,11 +221,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
-
-    def _hang_up(self) -> None:
-        self.close_connection = True
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, no goodbye
-        self.connection.close()
 
 
 def _blob(content: bytes) -> str:

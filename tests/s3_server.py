@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-import re
-import socket
-import struct
 import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any, Literal
 
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import ThreadedWSGIServer
+
+from tests.faults import FaultyService, hang_up
 
 Kind = Literal[
     "slow down", "internal error", "conflict", "denied", "hang up", "lose the answer", "hold", "ignore conditions"
@@ -31,25 +29,11 @@ _ANSWERS: dict[str, tuple[int, str]] = {
 BUCKET = "bucket"
 
 
-@dataclass
-class Fault:
-    """What happens to the next `times` requests whose `METHOD /path` matches; `happened` counts them."""
-
-    kind: Kind
-    times: int
-    matching: re.Pattern[str]
-    happened: int = 0
-    reached: threading.Event = field(default_factory=threading.Event)
-    released: threading.Event = field(default_factory=threading.Event)
-
-
-class S3Server:
-    """The service: `url`, and `requests`, every `METHOD /path` that came in."""
+class S3Server(FaultyService[Kind]):
+    """The service, at `url`."""
 
     def __init__(self) -> None:
-        self.requests: list[str] = []
-        self._faults: list[Fault] = []
-        self._lock = threading.Lock()
+        super().__init__()
         # S3 decides conditional puts one after the other; moto looks and then writes, in threads.
         self.one_write_at_a_time = threading.Lock()
         handler = type("Handler", (_Handler,), {"service": self})
@@ -58,28 +42,6 @@ class S3Server:
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def fault(self, kind: Kind, times: int = 1, matching: str = "") -> Fault:
-        fault = Fault(kind, times, re.compile(matching))
-        with self._lock:
-            self._faults.append(fault)
-        return fault
-
-    def mend(self) -> None:
-        """No faults from now on."""
-        with self._lock:
-            for fault in self._faults:
-                fault.released.set()
-            self._faults.clear()
-
-    def fault_of(self, request: str) -> Fault | None:
-        with self._lock:
-            self.requests.append(request)
-            for fault in self._faults:
-                if fault.happened < fault.times and fault.matching.search(request):
-                    fault.happened += 1
-                    return fault
-        return None
 
     def make_bucket(self, name: str) -> None:
         request = urllib.request.Request(f"{self.url}/{name}", method="PUT")
@@ -106,7 +68,7 @@ class _Handler(MotoRequestHandler):
             self._refuse(*_ANSWERS[fault.kind])
             return
         if fault is not None and fault.kind == "hang up":
-            self._hang_up()
+            hang_up(self)
             return
         if fault is not None and fault.kind == "ignore conditions":
             del self.headers["If-None-Match"]
@@ -116,7 +78,7 @@ class _Handler(MotoRequestHandler):
         if fault is not None and fault.kind == "lose the answer":
             self.wfile = BytesIO()  # type: ignore[assignment]
             self._answer()
-            self._hang_up()
+            hang_up(self)
             return
         self._answer()
 
@@ -137,11 +99,6 @@ class _Handler(MotoRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
-
-    def _hang_up(self) -> None:
-        self.close_connection = True
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, no goodbye
-        self.connection.close()
 
 
 def environment(url: str, secret: str = "a secret of nobody") -> dict[str, str]:

@@ -147,7 +147,10 @@ def recommend(
         Path | None, typer.Argument(metavar="[SWEEP]", help="The sweep's YAML.", show_default=False)
     ] = None,
     study: Annotated[
-        Path | None, typer.Option(help="A sweep's storage, or a study of released scores; default SWEEP's storage.")
+        str | None,
+        typer.Option(
+            help="A sweep's storage (a folder, s3:// or gs://), or a study of released scores; default SWEEP's storage."
+        ),
     ] = None,
     datasets: Annotated[str | None, typer.Option(help="Of the study's datasets, by comma; default every one.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Of its tasks, by comma; default every one.")] = None,
@@ -163,11 +166,12 @@ def recommend(
 ) -> None:
     """Rank datasets by what a model that was not trained should gain from them, from forward passes alone."""
     with user_errors():
-        from raysft.console.recommend import Asked, facts, make_recommendation, print_recommendation, study_folder
+        from raysft.console.recommend import Asked, facts, make_recommendation, print_recommendation
+        from raysft.console.study_folder import study_folder
 
-        folder = study_folder(sweep, study)
-        asked = Asked(model, folder, sweep, datasets, tasks, variant, level, properties, save)
-        found = make_recommendation(asked, lambda line: typer.echo(line, err=True))
+        with study_folder(sweep, study) as folder:
+            asked = Asked(model, folder, sweep, datasets, tasks, variant, level, properties, save)
+            found = make_recommendation(asked, lambda line: typer.echo(line, err=True))
         if as_json:
             typer.echo(json.dumps(facts(found), indent=1))
             return

@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
 
+from raysft.console.study_folder import SWEEP_TABLES, WANTED
 from raysft.spec.mistakes import shown
 from raysft.spec.sweep import SpecError, Sweep, load_sweep
 from raysft.store.schema import TABLES
@@ -21,7 +22,6 @@ from raysft.study.recommend_known import ALL_TASKS, RecommendError
 from raysft.study.schema import STUDY_TABLES
 from raysft.study.tables import read_table, write_table
 
-_SWEEP_TABLES = ("scores", "data_properties", "log_likelihood")
 _PROPERTIES = ("model", "dataset", "property", "value")
 _BEST = 3  # datasets shown of a task that was not asked for by name
 
@@ -91,11 +91,12 @@ def print_recommendation(console: Console, found: Recommendation, asked: Asked) 
     whole = ALL_TASKS if rows[0]["task"] == ALL_TASKS and not asked.tasks else None
     shown = [row for row in rows if whole is None or row["task"] == whole or row["rank"] <= _BEST]
     moved = found.form == FORMS[1]
-    table = _table(
-        "task", "dataset", "gain", f"{100 * found.level:.0f}% interval", *(["others' mean"] if moved else [])
-    )
+    levels = {row["level"] for row in shown}
+    interval = [f"{_percent(*levels)} interval"] if len(levels) == 1 else ["interval", "level"]
+    table = _table("task", "dataset", "gain", *interval, *(["others' mean"] if moved else []))
     for row, after in zip(shown, [*shown[1:], None], strict=True):
         cells = [row["dataset"], _number(row["predicted"]), f"{_number(row['low'])} to {_number(row['high'])}"]
+        cells += [_percent(row["level"])] if len(levels) > 1 else []
         cells += [_number(row["mean_of_others"])] if moved else []
         ends_task = after is None or after["task"] != row["task"]
         table.add_row(row["task"] if row["rank"] == 1 else "", *cells, end_section=ends_task)
@@ -134,12 +135,18 @@ def _about(found: Recommendation, level: float) -> Iterator[str]:
         yield f"{found.model} is a model of this study: its own trials are left out"
     by = f"{found.form} ({', '.join(found.predictors)})" if found.form == FORMS[1] else found.form
     yield f"Recommended by the {by}: {found.why}"
-    if found.level < level:
-        yield (
-            f"Intervals of {100 * found.level:.0f}%: {len(found.others)} models cannot promise {100 * level:.0f}%, "
-            "which "
-            f"takes {_models_for(level)}"
-        )
+    rows = found.gains.to_pylist()
+    fewest, most = (of(rows, key=lambda row: row["level"]) for of in (min, max))
+    if fewest["level"] < level:
+        span = _percent(fewest["level"])
+        if fewest["level"] != most["level"]:
+            span += f" to {_percent(most['level'])}, by how many models a task has"
+        models = f"{fewest['models']} models cannot promise {_percent(level)}"
+        yield f"Intervals of {span}: {models}, which takes {_models_for(level)}"
+
+
+def _percent(level: float) -> str:
+    return f"{100 * level:.0f}%"
 
 
 def _models_for(level: float) -> int:
@@ -165,17 +172,14 @@ def _read(folder: Path) -> tuple[pa.Table, dict[str, pa.Table]]:
     places = [folder / "study" / "tables", folder / "tables"]
     study = next((place for place in places if (place / "gains.parquet").is_file()), None)
     if study is None:
-        raise RecommendError(
-            f"{shown(folder)}: no study; a sweep's storage or the DIR of `raysft study --released CSV --out DIR` is "
-            "wanted"
-        )
+        raise RecommendError(f"{shown(folder)}: no study; {WANTED}")
     schema = STUDY_TABLES["gains"]
     there = pq.read_schema(study / "gains.parquet").names
     if lacking := [name for name in schema.names if name not in there]:
         raise RecommendError(f"{shown(study)}/gains.parquet: no column {lacking[0]}; make the study anew")
     sweeps = (folder / "tables", folder / "sweep", folder.parent / "tables")
     sweep = next((place for place in sweeps if (place / "trials.parquet").is_file()), None)
-    tables = {} if sweep is None else {name: read_table(sweep, name, TABLES[name]) for name in _SWEEP_TABLES}
+    tables = {} if sweep is None else {name: read_table(sweep, name, TABLES[name]) for name in SWEEP_TABLES}
     return read_table(study, "gains", schema), tables
 
 
@@ -234,21 +238,3 @@ def _sweep(asked: Asked) -> Sweep:
             f"model {asked.model}: the sweep's YAML is needed to measure it (raysft recommend SWEEP --model ...)"
         )
     return load_sweep(yaml, str(asked.study))
-
-
-def study_folder(sweep: Path | None, study: Path | None) -> Path:
-    """Where the study lies: --study, or the storage that the sweep names.
-
-    Raises:
-        RecommendError: neither, or a storage that is not a local folder.
-    """
-    if study is not None:
-        return study
-    if sweep is None:
-        raise RecommendError("recommend: a sweep's YAML or --study DIR is wanted")
-    storage = load_sweep(sweep).storage
-    if "://" in storage:
-        raise RecommendError(
-            f"recommend: {storage} is not a local folder; copy its tables/ and study/, then --study DIR"
-        )
-    return Path(storage)

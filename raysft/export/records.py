@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysft.study.gains import gain_table
-from raysft.study.lint import lint_table
+from raysft.study.lint import lint_findings
+from raysft.study.lint.findings import Finding
 from raysft.study.variants import trial_variants
 
 Row = dict[str, Any]
@@ -57,7 +58,7 @@ class Records:
         self._trials = {row["trial"]: row for row in tables["trials"].to_pylist() if row["trial"] is not None}
         self._training = _by(tables["training"].to_pylist(), "trial")
         self._contamination = _by(tables["contamination"].to_pylist(), "dataset", "size")
-        self._lint = [found for found in lint_table(tables).to_pylist() if found["severity"] != "note"]
+        self._lint = [found for found in lint_findings(tables) if found.severity != "note"]
 
     def scores(self, trial: str, epoch: int) -> list[Score]:
         """Every score of a checkpoint, as the table has them."""
@@ -83,7 +84,7 @@ class Records:
         """For every benchmark, what a training set shares with it."""
         return self._contamination.get((dataset, size), [])
 
-    def lint(self, trial: str, epoch: int) -> list[Row]:
+    def lint(self, trial: str, epoch: int) -> list[Finding]:
         """Findings of the study's lint that concern a checkpoint, errors first.
 
         What is found in rows one by one is looked for in the checkpoint's rows; of what only shows beside others, the
@@ -98,14 +99,14 @@ class Records:
         beside = [
             found
             for found in self._lint
-            if found["check"] not in _OWN_CHECKS and (_names(found) & concerned or found["check"] == "changed_version")
+            if found.check not in _OWN_CHECKS and (_names(found) & concerned or found.check == "changed_version")
         ]
         own = [
             found
-            for found in lint_table(self._slice(row, epoch)).to_pylist()
-            if found["check"] in _OWN_CHECKS and found["severity"] != "note"
+            for found in lint_findings(self._slice(row, epoch))
+            if found.check in _OWN_CHECKS and found.severity != "note"
         ]
-        return sorted((*own, *beside), key=lambda found: found["severity"] != "error")
+        return sorted((*own, *beside), key=lambda found: found.severity != "error")
 
     def _slice(self, row: Row, epoch: int) -> dict[str, pa.Table]:
         """The tables with a checkpoint's own rows."""
@@ -126,10 +127,9 @@ def _equal(table: pa.Table, column: str, value: Any) -> pa.ChunkedArray:
     return pc.is_null(table[column]) if value is None else pc.fill_null(pc.equal(table[column], value), False)
 
 
-def _names(finding: Row) -> set[str]:
-    """What a finding's subject names: rows joined by `=`, columns by commas."""
-    parts = {part.strip() for joined in finding["subject"].split(" = ") for part in joined.split(", ")}
-    return parts | {finding["subject"]}
+def _names(finding: Finding) -> set[str]:
+    """What a finding is about: its names, and for columns that its subject joins by commas each of them."""
+    return {finding.subject, *finding.names, *(part.strip() for part in finding.subject.split(", "))}
 
 
 def _subjects(row: Row, epoch: int) -> Iterable[str]:

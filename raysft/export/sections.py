@@ -129,7 +129,7 @@ def lint(of: CardOf) -> Markdown:
     found = of.records.lint(of.checkpoint.trial.key, of.checkpoint.epoch)
     if not found:
         return Markdown("None of the study's checks that could be made found anything that concerns this checkpoint.")
-    rows = [(text(one["severity"]), code(one["check"]), text(one["subject"]), text(one["detail"])) for one in found]
+    rows = [(text(one.severity), code(one.check), text(one.subject), text(one.detail)) for one in found]
     said = "What the study's checks found that concerns this checkpoint:"
     return Markdown(f"{said}\n\n{table(('severity', 'check', 'found in', 'what'), rows)}")
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysft.report.plot import slugs
+from raysft.report.transfer import Row, transfer_points, transfer_tests
 from raysft.study.run import SWEEP_TABLES
 from raysft.study.schema import STUDY_TABLES
 from raysft.study.tables import read_tables, texts
@@ -59,6 +60,16 @@ class Findings:
     def slugs(self) -> dict[str, str]:
         """A file name for each variant; two variants never share one."""
         return slugs(self.variants)
+
+    @cached_property
+    def transfer_points(self) -> list[Row]:
+        """Gains on benchmarks in English beside those in other languages."""
+        return transfer_points(self.study["gains"])
+
+    @cached_property
+    def transfer_tests(self) -> pa.Table:
+        """Their correlations, of schema `CORRELATIONS`."""
+        return transfer_tests(self.transfer_points)
 
     def names(self, axis: str) -> list[str]:
         """Every model, dataset or variant of the sweep, sorted, so that one name has one colour in all figures."""

@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 _WIDEST = 30
+_WIDE = 12
 MOST_ROWS = 500
-"""Rows of a table on the page; the CSV holds all of them."""
+"""Rows of a table on the page unless it says otherwise; the CSV holds all of them."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,12 @@ class Listing:
     badge: str | None = None
     stacked: bool = False
     hidden: tuple[str, ...] = ()
+    most: int = MOST_ROWS
 
     @property
     def shown(self) -> pa.Table:
-        """What stands on the page: the first `MOST_ROWS` rows, without the hidden columns."""
-        return self.data.drop_columns(list(self.hidden)).slice(0, MOST_ROWS)
+        """What stands on the page: the first `most` rows, without the hidden columns."""
+        return self.data.drop_columns(list(self.hidden)).slice(0, self.most)
 
     @property
     def header(self) -> list[str]:
@@ -53,7 +55,7 @@ class Listing:
 
     @property
     def more(self) -> int:
-        return max(0, self.data.num_rows - MOST_ROWS)
+        return max(0, self.data.num_rows - self.most)
 
     @property
     def numeric(self) -> list[bool]:
@@ -67,6 +69,11 @@ class Listing:
         return [min(_WIDEST, max(found, default=0)) for found in words]
 
     @property
+    def wide(self) -> bool:
+        """Whether it has so many columns that paper needs smaller print."""
+        return len(self.header) > _WIDE
+
+    @property
     def badged(self) -> list[bool]:
         return [name == self.badge for name in self.shown.column_names]
 
@@ -77,7 +84,7 @@ def _cell(value: Any) -> Cell:
     if isinstance(value, bool):
         return Cell("yes" if value else "no")
     if isinstance(value, float):
-        return Cell(number(value), repr(value) if math.isfinite(value) else "")
+        return Cell(number(value), f"{value:.8g}" if math.isfinite(value) else "")
     return Cell(f"{value:,}", str(value)) if isinstance(value, int) else Cell(str(value))
 
 

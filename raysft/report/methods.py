@@ -11,11 +11,8 @@ import pyarrow.compute as pc
 
 from raysft import __version__
 from raysft.report.findings import Findings
+from raysft.report.methods_statistics import statistics
 from raysft.spec.sweep import MethodSpec, Sweep
-from raysft.study.checks import CLEAR
-from raysft.study.statistics.bootstrap import RESAMPLES
-from raysft.study.statistics.mantel import PERMUTATIONS as MANTEL_PERMUTATIONS
-from raysft.study.statistics.permutation import PERMUTATIONS
 from raysft.study.tables import aggregate, reals
 
 Paragraph = tuple[str, str]
@@ -34,7 +31,7 @@ def methods(findings: Findings, spec: Sweep | None) -> Iterator[Paragraph]:
     measured = " ".join(_measures(findings))
     if measured:
         yield "Measures", measured
-    yield "Statistics", _statistics(findings)
+    yield "Statistics", " ".join(statistics(findings))
     yield "Versions", " ".join(_versions(findings))
 
 
@@ -142,24 +139,6 @@ def _measures(findings: Findings) -> Iterator[str]:
     if overlap.num_rows:
         ngrams = sorted({size for size in overlap["ngram"].to_pylist() if size})
         yield f"Training sets were searched for n-grams of {_listed(ngrams)} words of the tasks' items."
-
-
-def _statistics(findings: Findings) -> str:
-    final = findings.study["gain_matrix"]
-    cells = int(np.nansum(reals(final, "cells"))) if final.num_rows else 0
-    return (
-        f"A gain is a checkpoint's score less its base model's at the last measured epoch ({cells:,} gains). What is "
-        "averaged over tasks or correlated is scaled by 1 or 100 where scores are shares of items, else by the "
-        "smallest power of ten that holds every score of the task. "
-        f"Stars are |z| > {CLEAR:g}. Correlations are given plain (Pearson, Spearman), with fixed effects of model and "
-        "dataset, and from a mixed-effects model with both as random intercepts (REML); their intervals resample whole "
-        f"models and whole datasets ({RESAMPLES:,} draws), their permutation tests permute whole models and datasets "
-        f"({PERMUTATIONS:,} times). q is Benjamini and Hochberg's over the family tested. The strongest of all depths "
-        "is tested against the maximum over depths of every permutation (Westfall and Young). Similarity matrices are "
-        f"compared by Mantel's test (up to {MANTEL_PERMUTATIONS:,} permutations). Paired differences have errors "
-        "clustered by model and by dataset. Predictions are of held-out models and held-out datasets, beside the mean "
-        "of the others. Clusters are average linkage on 1 - r."
-    )
 
 
 def _versions(findings: Findings) -> Iterator[str]:

@@ -60,14 +60,13 @@
     tip.style.top = (above > 6 ? above : place.bottom + 8) + "px";
   };
 
-  const cells = (data) => {
-    const [left, top, width, height] = data.box;
-    const w = width / data.columns.length;
-    const h = height / data.rows.length;
+  const lattice = (box, rows, columns, textOf) => {
+    const [left, top, width, height] = box;
+    const w = width / columns.length;
+    const h = height / rows.length;
     const at = (row, column) => {
-      const text = (data.texts[row] || [])[column];
-      if (text === undefined) return null;
-      const said = `${data.rows[row]} × ${data.columns[column]}: ${text || "not known"}`;
+      if (rows[row] === undefined || columns[column] === undefined) return null;
+      const said = `${rows[row]} × ${columns[column]}: ${textOf(row, column) || "not known"}`;
       return { at: [row, column], text: said, shape: { x: left + column * w, y: top + row * h, width: w, height: h } };
     };
     return {
@@ -75,6 +74,17 @@
       find: (x, y) => at(Math.floor((y - top) / h), Math.floor((x - left) / w)),
       step: (now, dx, dy) => (now ? at(now[0] + dy, now[1] + dx) || at(...now) : at(0, 0)),
     };
+  };
+  const cells = (data) => lattice(data.box, data.rows, data.columns, (row, column) => data.texts[row][column]);
+  // Hundredths of a lower triangle, row by row, a signed byte each; -128 is not known.
+  const correlations = (data) => {
+    const hundredths = Int8Array.from(atob(data.hundredths), (byte) => byte.charCodeAt(0));
+    const textOf = (a, b) => {
+      const [row, column] = a > b ? [a, b] : [b, a];
+      const found = hundredths[(row * (row + 1)) / 2 + column];
+      return found === -128 ? "" : (found < 0 ? "-" : "+") + (Math.abs(found) / 100).toFixed(2);
+    };
+    return lattice(data.box, data.names, data.names, textOf);
   };
   const dots = (data) => {
     const at = (index) => {
@@ -97,10 +107,11 @@
       step: (now, dx, dy) => at(order[Math.max(0, Math.min(order.indexOf(now ?? order[0]) + (dx || dy), order.length - 1))]),
     };
   };
+  const REGIONS = { cells, correlations, dots };
   const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
   const listen = (svg, data, label) => {
-    const region = data.kind === "cells" ? cells(data) : dots(data);
+    const region = REGIONS[data.kind](data);
     region.mark = document.createElementNS(SVG, region.shape);
     region.mark.setAttribute("class", "mark");
     region.mark.setAttribute("visibility", "hidden");

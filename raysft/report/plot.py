@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from raysft.report.hover import Cells, Dots
+from raysft.report.hover import Hover
 
 INK, MUTED, MISSING = "#1f2933", "#6b7785", "#e8ebef"
 GAIN, LOSS, NEUTRAL = "#0b6e8a", "#b5471b", "#9aa5b1"
@@ -90,7 +90,7 @@ class Plot:
     data: pa.Table
     numbers: tuple[str, ...] = ()
     code: str = ""
-    hover: tuple[Cells | Dots, ...] = ()
+    hover: tuple[Hover, ...] = ()
 
 
 @dataclass(frozen=True)

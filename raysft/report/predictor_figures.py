@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 from matplotlib.axes import Axes
 
+from raysft.report.correlations import coefficients
 from raysft.report.findings import Findings
 from raysft.report.hover import Dots
 from raysft.report.plot import (
@@ -154,16 +155,9 @@ def _dress(axes: Axes, title: str, property_name: str, gain: str) -> None:
 
 
 def _numbers(findings: Findings, predictor: str, variant: str, scope: str) -> str:
-    """One line: the plain coefficient and the one with fixed effects, or why there is none."""
+    """One line: the coefficients with their tests, or why there is none."""
     rows = select(findings.study["correlations"], predictor=predictor, variant=variant, scope=scope).to_pylist()
     head = f"{predictor.replace('_', ' ').capitalize()}, {variant}:"
     if not rows:
         return f"{head} no coefficient."
-    row = rows[0]
-    if row["pearson"] is None:
-        return f"{head} undefined ({row['reason']})."
-    plain = f"{head} plain r = {row['pearson']:+.2f} (Spearman {row['spearman']:+.2f}, n = {row['n']})"
-    if row["within"] is None:
-        return f"{plain}; with fixed effects undefined ({row['reason']})."
-    tested = "not tested" if row["within_p"] is None else f"p = {row['within_p']:.2g}"
-    return f"{plain}; with fixed effects r = {row['within']:+.2f} ({tested}, {row['within_df']} df)."
+    return f"{head} {coefficients(rows[0])}"

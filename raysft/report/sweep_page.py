@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from raysft.report.correlations import correlations, cross_lingual_tests, strongest_layers
 from raysft.report.figures import Drawn, draw
 from raysft.report.findings import Findings, read_findings
 from raysft.report.listing import Listing
@@ -19,6 +20,9 @@ from raysft.spec.sweep import Sweep
 # Tables that stand below the figures of a section.
 _BELOW: Mapping[str, tuple[Callable[[Findings], Listing], ...]] = {
     "gains": (best_datasets, overlaps),
+    "choices": (cross_lingual_tests,),
+    "predictors": (correlations,),
+    "layers": (strongest_layers,),
     "coverage": (failures, checks),
 }
 

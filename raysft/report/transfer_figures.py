@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from raysft.report.correlations import coefficients
 from raysft.report.findings import Findings
 from raysft.report.hover import Dots
 from raysft.report.plot import (
@@ -22,9 +23,7 @@ from raysft.report.plot import (
     short,
 )
 from raysft.report.redraw import points_code
-from raysft.study.association import associate, within
-from raysft.study.cells import Cell, gain_cells
-from raysft.study.languages import ENGLISH, language_families
+from raysft.study.languages import ENGLISH
 
 Row = dict[str, Any]
 
@@ -32,9 +31,7 @@ Row = dict[str, Any]
 def cross_lingual(findings: Findings) -> Plot | Absent:
     """Gain in English against gain in another language: a panel for each, a point for each variant, model, dataset."""
     name, title = "cross_lingual", "From English to other languages"
-    cells = gain_cells(findings.study["gains"])
-    families = language_families(cell.task for cell in cells)
-    points = [point for benchmark, tasks in families.items() for point in _points(benchmark, tasks, cells)]
+    points = findings.transfer_points
     if not points:
         return Absent(name, title, "no benchmark was measured in English and in another language, going by task names")
     pairs = sorted({(point["english"], point["other"]) for point in points})
@@ -43,7 +40,7 @@ def cross_lingual(findings: Findings) -> Plot | Absent:
     for panel in axes.ravel()[len(pairs) :]:
         panel.set_axis_off()
     colour, marker = dataset_colours(findings.names("dataset")), markers(findings.names("model"))
-    hover, numbers = [], []
+    hover = []
     for panel, pair in zip(axes.ravel(), pairs, strict=False):
         ours = [point for point in points if (point["english"], point["other"]) == pair]
         x, y = [point["english_gain"] for point in ours], [point["other_gain"] for point in ours]
@@ -56,7 +53,6 @@ def cross_lingual(findings: Findings) -> Plot | Absent:
         panel.set(title=f"{ENGLISH} to {ours[0]['language']}", xlabel=f"gain on {short(pair[0])}")
         panel.set_ylabel(f"gain on {short(pair[1])}")
         hover.append(Dots(panel, x, y, [_said(point) for point in ours]))
-        numbers.append(_numbers(ours))
     legend(
         figure,
         dataset=[key_line(dataset, color=tone, marker="o") for dataset, tone in colour.items()],
@@ -67,47 +63,15 @@ def cross_lingual(findings: Findings) -> Plot | Absent:
         "are equal. Languages are read off the tasks' names. A base model that answers in the wrong format in "
         "both languages gains in both when it learns the format: that is transfer too, but not of knowledge."
     )
+    numbers = tuple(
+        f"{row['predictor'].capitalize()}, on {row['task']}, {row['variant']}: {coefficients(row)}"
+        for row in findings.transfer_tests.to_pylist()
+    )
     options = 'hue="dataset", style="model", col="other", facet_kws={"sharex": False, "sharey": False}'
     code = points_code(name, "english_gain", "other_gain", options)
-    return Plot(name, title, caption, figure, pa.Table.from_pylist(points), tuple(numbers), code, tuple(hover))
-
-
-def _points(benchmark: str, tasks: dict[str, str], cells: list[Cell]) -> list[Row]:
-    gains = {(cell.variant, cell.model, cell.dataset, cell.task): cell.gain for cell in cells}
-    english = tasks[ENGLISH]
-    return [
-        {
-            "benchmark": benchmark,
-            "language": language,
-            "english": english,
-            "other": task,
-            "variant": variant,
-            "model": model,
-            "dataset": dataset,
-            "english_gain": gain,
-            "other_gain": gains[variant, model, dataset, task],
-        }
-        for language, task in tasks.items()
-        if language != ENGLISH
-        for (variant, model, dataset, found), gain in gains.items()
-        if found == english and (variant, model, dataset, task) in gains
-    ]
+    return Plot(name, title, caption, figure, pa.Table.from_pylist(points), numbers, code, tuple(hover))
 
 
 def _said(point: Row) -> str:
     gains = f"{point['english_gain']:+.3f} in English, {point['other_gain']:+.3f} in {point['language']}"
     return f"{point['model']}, {point['dataset']}, {point['variant']}\n{gains}"
-
-
-def _numbers(points: list[Row]) -> str:
-    x, y = (pa.array([point[side] for point in points]).to_numpy() for side in ("english_gain", "other_gain"))
-    plain = associate(x, y)
-    groups = [[point[label] for point in points] for label in ("model", "dataset", "variant")]
-    fixed = within(x, y, groups)
-    head = f"{points[0]['english']} and {points[0]['other']}:"
-    if plain.reason:
-        return f"{head} undefined ({plain.reason})."
-    said = f"{head} plain r = {plain.pearson:+.2f} (Spearman {plain.spearman:+.2f}, n = {plain.n})"
-    if fixed.reason:
-        return f"{said}; with fixed effects undefined ({fixed.reason})."
-    return f"{said}; with fixed effects of model, dataset and variant r = {fixed.r:+.2f} ({fixed.df} df)."

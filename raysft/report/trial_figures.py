@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from raysft.report.findings import Findings
-from raysft.report.hover import Cells, dots_of, signed
+from raysft.report.hover import Correlations, dots_of
 from raysft.report.plot import (
     NEUTRAL,
     Absent,
@@ -78,7 +78,7 @@ def trial_correlations(findings: Findings) -> Plot | Absent:
             f" Left out are {left:,} of {len(vectors.rows):,} fine-tunings that gained the same on every task, or "
             "share fewer than three with another."
         )
-    hover = (Cells(panel, names, names, signed(values, 2)),)
+    hover = (Correlations(panel, names, values),)
     code = tree_code(name, 'table.set_index("fine_tuning").T.corr(min_periods=3)')
     data = _data(vectors, [vectors.rows.index(trial) for trial in names])
     return Plot(name, title, caption, figure, data, (), code, hover)

@@ -8,7 +8,6 @@ by the triangles of datasets; and with the gains' similarities of models how nea
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
@@ -16,14 +15,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raysft.study.association import pearson
 from raysft.study.gains import final_gains
-from raysft.study.matrix import Matrix, pivot
-from raysft.study.similarity import TRIANGLES, correlation_matrix
+from raysft.study.matrix import Matrix
+from raysft.study.similarity import TRIANGLES, centred, correlation_matrix, gain_similarities
 from raysft.study.statistics.mantel import mantel
 from raysft.study.statistics.multiplicity import q_values
 from raysft.study.statistics.schema import MATRIX_COMPARISONS
-from raysft.study.tables import from_rows, real_array, reals, select, texts
+from raysft.study.tables import from_rows, select, texts
 
 # what a matrix is over -> what one entry of its gain vectors is, within a variant
 _ENTRIES = {"task": ("model", "dataset"), "dataset": ("model", "task"), "model": ("dataset", "task")}
@@ -42,8 +40,9 @@ def comparison_table(gains: pa.Table, similarity: pa.Table, map_distances: pa.Ta
     final = final_gains(gains)
     variants = sorted(set(texts(final, "variant")))
     similar = {
-        (variant, kind): _similarities(_centred(select(final, variant=variant), kind), kind, entries)
+        (variant, kind): gain_similarities(ours if kind == "dataset" else centred(ours), kind, entries)
         for variant in variants
+        for ours in (select(final, variant=variant),)
         for kind, entries in _ENTRIES.items()
     }
     rows = [
@@ -63,29 +62,6 @@ def comparison_table(gains: pa.Table, similarity: pa.Table, map_distances: pa.Ta
     for row, q in zip(rows, q_values(np.array([row["p"] for row in rows], dtype=np.float64)), strict=True):
         row["q"] = float(q)
     return from_rows(rows, MATRIX_COMPARISONS)
-
-
-def _centred(final: pa.Table, kind: str) -> pa.Table:
-    """Gains of one variant less their mean over datasets, of each model and task, for tasks and models."""
-    if kind == "dataset":
-        return final
-    places = list(zip(texts(final, "model"), texts(final, "task"), strict=True))
-    values: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for place, value in zip(places, reals(final, "scaled_gain"), strict=True):
-        values[place].append(value)
-    mean = {place: float(np.mean(found)) for place, found in values.items()}
-    left = reals(final, "scaled_gain") - np.array([mean[place] for place in places])
-    at = final.column_names.index("scaled_gain")
-    return final.set_column(at, final.schema.field(at), real_array(left))
-
-
-def _similarities(final: pa.Table, over: str, entries: tuple[str, ...]) -> Matrix:
-    """Pearson's r of the mean gain vectors of every two tasks, datasets or models."""
-    vectors = pivot(final, entries, over, "scaled_gain")
-    values = np.ones((len(vectors.columns),) * 2)
-    for i, j in combinations(range(len(values)), 2):
-        values[i, j] = values[j, i] = pearson(vectors.values[:, i], vectors.values[:, j])[0]
-    return Matrix(vectors.columns, vectors.columns, values)
 
 
 def _nearness(map_distances: pa.Table, models: tuple[str, ...]) -> Matrix:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from raysft.study.association import associate, within
 from raysft.study.statistics.bootstrap import Interval, too_few_levels, two_way_interval
 from raysft.study.statistics.grid import Labels
 from raysft.study.statistics.mixed import mixed_effects
@@ -18,6 +19,26 @@ from raysft.study.tables import Reals
 Row = dict[str, Any]
 
 _TESTED = {"permutation_p": "permutation_q", "within_p": "within_q", "mixed_p": "mixed_q"}
+
+
+def coefficients(x: Reals, y: Reals, groups: Sequence[Labels]) -> Row:
+    """The columns of `CORRELATIONS` from `n` to `reason` of one row; arguments as of `correlation_tests`."""
+    plain, fixed = associate(x, y), within(x, y, groups)
+    models, datasets = groups[:2]
+    known = np.isfinite(x) & np.isfinite(y)
+    return {
+        "n": plain.n,
+        "models": len(set(np.asarray(models)[known])),
+        "datasets": len(set(np.asarray(datasets)[known])),
+        "pearson": plain.pearson,
+        "spearman": plain.spearman,
+        "slope": plain.slope,
+        "within": fixed.r,
+        "within_slope": fixed.slope,
+        "within_df": fixed.df,
+        "within_p": fixed.p,
+        "reason": plain.reason or fixed.reason,
+    }
 
 
 def correlation_tests(x: Reals, y: Reals, groups: Sequence[Labels]) -> Row:

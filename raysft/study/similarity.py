@@ -7,7 +7,9 @@ of such an r is Mantel's, never Pearson's.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +20,7 @@ from raysft.study.association import pearson
 from raysft.study.gains import final_gains
 from raysft.study.matrix import Matrix, pivot
 from raysft.study.schema import LINKAGE, SIMILARITY
-from raysft.study.tables import Reals, from_rows, select, texts
+from raysft.study.tables import Reals, from_rows, real_array, reals, select, texts
 
 # kind -> what one entry of its gain vectors is
 ENTRIES: dict[str, tuple[str, ...]] = {
@@ -50,6 +52,32 @@ def similarity_table(gains: pa.Table) -> pa.Table:
     vectors = {kind: pivot(final, entries, kind, "scaled_gain") for kind, entries in ENTRIES.items()}
     vectors |= {kind: _triangles(final, over) for kind, over in TRIANGLES.items()}
     return from_rows([row for kind, found in vectors.items() for row in _pairs(kind, found)], SIMILARITY)
+
+
+def gain_similarities(final: pa.Table, over: str, entries: tuple[str, ...]) -> Matrix:
+    """Pearson's r of the mean gain vectors of every two tasks, datasets or models; `entries` is what one entry is."""
+    vectors = pivot(final, entries, over, "scaled_gain")
+    values = np.ones((len(vectors.columns),) * 2)
+    for i, j in combinations(range(len(values)), 2):
+        values[i, j] = values[j, i] = pearson(vectors.values[:, i], vectors.values[:, j])[0]
+    return Matrix(vectors.columns, vectors.columns, values)
+
+
+def centred(final: pa.Table) -> pa.Table:
+    """Gains less their mean over datasets, of each variant, model and task.
+
+    The error of a base model's score is in all its gains on a task: of two variants, or of two studies of one base, it
+    makes similarities of tasks and of models agree where there is nothing else. Of datasets it moves all of them alike.
+    """
+    places = list(zip(*(texts(final, name) for name in ("variant", "model", "task")), strict=True))
+    gains = reals(final, "scaled_gain")
+    values: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    for place, value in zip(places, gains, strict=True):
+        values[place].append(value)
+    mean = {place: float(np.mean(found)) for place, found in values.items()}
+    left = gains - np.array([mean[place] for place in places])
+    at = final.column_names.index("scaled_gain")
+    return final.set_column(at, final.schema.field(at), real_array(left))
 
 
 def _triangles(final: pa.Table, over: str) -> Matrix:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,13 +28,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from raysft.spec.plan import Plan, make_plan
 from raysft.spec.sweep import Sweep, parse_sweep
 from raysft.store.layout import open_storage
+from tests.browser import ARGUMENTS, CHROMIUM, chromium, needs_browser
 from tests.cluster.watched_sweep import sweep_content
 from tests.ray_head import Head, fetch, ray_head
 
 pytestmark = pytest.mark.end_to_end
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium to open the dashboard with")
 
 INTERVAL_MS = 2000  # of Ray's reports; gauges that are not reported vanish after two of them
 ENDS_WITHIN_S = 600
@@ -168,12 +165,15 @@ def _browse(seen: Seen, job: dict[str, Any]) -> None:
 
 def _page(address: str) -> str:
     """What a browser makes of an address, once its scripts have run."""
-    assert CHROMIUM is not None
     with tempfile.TemporaryDirectory() as profile:
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-        options += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-        options += [f"--user-data-dir={profile}", "--window-size=1600,1200", "--virtual-time-budget=6000"]
-        words = [CHROMIUM, *options, "--dump-dom", address]
+        options = [
+            "--headless",
+            *ARGUMENTS,
+            f"--user-data-dir={profile}",
+            "--window-size=1600,1200",
+            "--virtual-time-budget=6000",
+        ]
+        words = [chromium(), *options, "--dump-dom", address]
         done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
     return done.stdout
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +13,14 @@ import pytest
 
 from raysft.report import write_report
 from raysft.study import run_study
+from tests.browser import needs_browser
 from tests.unit.planted_study import fill_study
 from tests.unit.synthetic_tables import Sweep, synthetic_tables, write_tables
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = [pytest.mark.end_to_end, needs_browser]
 
-playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium")
-if CHROMIUM is None:
-    pytest.skip("no chromium", allow_module_level=True)
-
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 DESKTOP, PHONE, SMALL_PHONE = (1360, 900), (360, 780), (320, 640)
 HOSTILE = "<img src=x onerror=document.title='owned'>"
-WAIT = 30_000  # milliseconds that anything on the page may take
 
 Opened = Callable[..., Any]
 
@@ -49,37 +35,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(tables, folder / "study", folder / "out", title=f"Sweep {HOSTILE}")
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        launched = started.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield launched
-        launched.close()
-
-
 @pytest.fixture
-def opened(browser: Any, report: Path) -> Iterator[Opened]:
-    """Open the page; at the end of the test nothing may have been said on its console or asked of the network."""
-    said: list[str] = []
-    asked: list[str] = []
-    contexts = []
-
-    def open_page(size: tuple[int, int] = DESKTOP, **options: Any) -> Any:
-        context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(WAIT)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(report.as_uri())
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert said == []
-    assert [url for url in asked if not url.startswith("data:") and url != report.as_uri()] == []
+def opened(open_page: Opened, report: Path) -> Opened:
+    """Open the page of the synthetic sweep."""
+    return partial(open_page, report)
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE, SMALL_PHONE], ids=["desktop", "phone", "small phone"])
@@ -217,7 +176,7 @@ def _brightness(colour: str) -> float:
 def test_without_scripts_everything_is_there_to_read(browser: Any, report: Path) -> None:
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
-    page.goto(report.as_uri(), timeout=WAIT)
+    page.goto(report.as_uri(), timeout=30_000)
     assert page.locator("#costs tbody tr").count() == 3
     assert page.locator("figure svg").count() > 30
     context.close()

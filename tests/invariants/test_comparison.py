@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from raysft.report.comparison import Side
 from raysft.report.comparison.gains import compare_gains, scale_notes
 from raysft.report.comparison.sides import Pair, different_settings, only_in_one, pairs
 from raysft.report.comparison.tables import claims, similarities
-from raysft.report.findings import read_findings
+from raysft.report.findings import Findings, read_findings
 from raysft.store.layout import StorageError
 from raysft.study import run_study
 from raysft.study.gains import final_gains
 from raysft.study.released import study_released
+from raysft.study.similarity import similarity_table
 from tests.unit.synthetic_tables import Sweep, synthetic_tables, write_tables
+from tests.unit.test_study_tests import gain_rows, gain_table_of
 
 pytestmark = pytest.mark.invariants
 
@@ -105,6 +108,26 @@ def test_a_study_agrees_with_itself(sides: tuple[Side, Side]) -> None:
     tasks = next(row for row in found if row["matrix"] == "task")
     assert tasks["r"] == pytest.approx(1)
     assert claims(sides[0], sides[1]).empty
+
+
+def test_a_common_error_of_base_scores_makes_no_two_studies_agree() -> None:
+    """Two studies of the same bases whose gains are noise, less the base scores that both are measured from."""
+    random = np.random.default_rng(6)
+    positive: Counter[str] = Counter()
+    for _ in range(30):
+        bases = random.normal(size=(len("stuvw"), 6, 1, 1))
+        made = []
+        for name in "AB":
+            rows = [
+                gain_rows(random.normal(size=(6, 5, 1)) - base, task) for task, base in zip("stuvw", bases, strict=True)
+            ]
+            table = gain_table_of(*rows)
+            study = {"gains": table, "similarity": similarity_table(table)}
+            made.append(Side(name, Findings({}, study)))
+        found = similarities(made[0], made[1]).data.to_pylist()
+        positive.update(row["matrix"] for row in found if row["p"] is not None and row["p"] < 0.05)
+        assert all(row["q"] is None if row["p"] is None else row["q"] >= row["p"] for row in found)
+    assert max(positive.values()) <= 6  # 1.5 by chance, of each; without centring 16 of tasks and 17 of models
 
 
 def test_two_storages_make_one_page(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
 import pytest
 
 from raysft.report import write_report
+from raysft.report.listing import number
 from raysft.study import run_study
 from tests.unit.planted_study import fill_study
 from tests.unit.synthetic_tables import Sweep, synthetic_tables, write_tables
@@ -62,7 +64,19 @@ FIGURES = {
     "coverage",
     "scores_measured",
 }
-LISTINGS = {"best_dataset", "contamination", "failures", "costs", "checks", "claims", "lint", "lint_counts"}
+LISTINGS = {
+    "best_dataset",
+    "contamination",
+    "cross_lingual_tests",
+    "correlations",
+    "strongest_layers",
+    "failures",
+    "costs",
+    "checks",
+    "claims",
+    "lint",
+    "lint_counts",
+}
 
 
 class Page(HTMLParser):
@@ -181,6 +195,63 @@ def test_values_under_the_pointer_are_those_of_the_csv(folder: Path, page: Page)
         said = cells["texts"][cells["rows"].index(row["dataset"])][cells["columns"].index(row["task"])]
         assert said.startswith(f"{round(row['gain'], 3) + 0.0:+.3f}")
         assert f"mean of {row['models']} models" in said
+
+
+def test_no_correlation_stands_without_the_tests_that_know_of_models_and_datasets(folder: Path) -> None:
+    """Interval, permutation p, mixed-effects slope and every q of the study's table: in a listing, and in words."""
+    html = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    listing = html[html.index('id="correlations"') :].partition("</table>")[0]
+    header = re.findall(r"<th[^>]*>([^<]+)</th>", listing)
+    assert {"pearson low", "permutation p", "permutation q", "within q", "mixed slope", "mixed q"} <= set(header)
+    studied = pq.read_table(folder / "study" / "tables" / "correlations.parquet").to_pylist()
+    of_data = [row for row in studied if row["predictor"] != "weight_change"]
+    written = pacsv.read_csv(folder / "out" / "data" / "correlations.csv").to_pylist()
+    assert len(written) == len(of_data) == listing.count("<tr>") - 1
+    row = next(row for row in of_data if row["predictor"] == "similarity" and row["scope"] == "cells")
+    line = re.search(r"<li>Similarity, full: ([^<]+)</li>", html)
+    assert line is not None
+    assert f"permutation p = {number(row['permutation_p'])}, q = {number(row['permutation_q'])}" in line[1]
+    row = next(row for row in of_data if row["predictor"] == "response_perplexity" and row["scope"] == "matching")
+    line = re.search(r"<li>Response perplexity, full: ([^<]+)</li>", html)
+    assert line is not None
+    assert f"mixed-effects slope {number(row['mixed_slope'])} (standard error {number(row['mixed_stderr'])}" in line[1]
+    assert f"p = {number(row['within_p'])}, q = {number(row['within_q'])}, {row['within_df']} df" in line[1]
+    between = pacsv.read_csv(folder / "out" / "data" / "cross_lingual_tests.csv").to_pylist()
+    assert between
+    for row in between:
+        assert row["permutation_p"] >= 1 / 144  # of 3! orders of models and 4! of datasets
+        assert f"permutation p = {number(row['permutation_p'])}" in html
+
+
+def test_the_strongest_layer_of_each_choice_of_tasks_has_paid_for_the_search(folder: Path) -> None:
+    rows = pacsv.read_csv(folder / "out" / "data" / "strongest_layers.csv").to_pylist()
+    tests = pq.read_table(folder / "study" / "tables" / "layer_tests.parquet").to_pylist()
+    assert len(rows) == len({(row["variant"], row["scope"], row["task"], row["effects"]) for row in tests if row["r"]})
+    assert all(row["p_max"] >= row["p"] > 0 for row in rows)
+
+
+def test_methods_name_only_the_tests_of_which_there_is_a_number(folder: Path, tmp_path: Path) -> None:
+    html = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    said = html[html.index("<h3>Statistics</h3>") :].partition("</p>")[0]
+    for words in (
+        "Pearson",
+        "fixed effects",
+        "mixed-effects",
+        "permutation",
+        "Westfall and Young",
+        "Mantel",
+        "held-out",
+    ):
+        assert words in said, words
+    # Models and datasets of which there are three cannot be resampled, so no interval of a correlation was made.
+    assert "resample" not in said
+    scores = {name: table for name, table in synthetic_tables(Sweep(epochs=1, noise=0.03)).items() if name == "scores"}
+    run_study(write_tables(scores, tmp_path / "tables"), tmp_path / "study")
+    html = write_report(tmp_path / "tables", tmp_path / "study", tmp_path / "out", "Scores").read_text("utf-8")
+    said = html[html.index("<h3>Statistics</h3>") :].partition("</p>")[0]
+    assert "A gain is" in said
+    for words in ("Correlations", "fixed effects", "mixed-effects", "permute", "Westfall and Young", "resample"):
+        assert words not in said, words
 
 
 def test_points_lie_where_they_are_drawn(folder: Path, page: Page) -> None:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 from huggingface_hub import ModelCard
@@ -24,6 +26,8 @@ from raysft.spec.mistakes import shown
 from raysft.spec.sweep import Sweep, parse_sweep
 from raysft.store.layout import open_storage
 from raysft.store.schema import TABLES
+from raysft.study.lint import lint_table
+from raysft.study.schema import LINT
 from raysft.study.tables import read_tables
 from tests.made_storage import make_storage, score_rows, write_tables
 
@@ -160,6 +164,28 @@ def test_marks_of_the_lint_that_concern_it(sweep: Sweep) -> None:
     other = section(checkpoint_card(card_of(sweep, at=-2)), "What to know before trusting them")
     assert "at_or_below_chance" not in other
     assert "nothing could be extracted" not in other
+
+
+def test_every_one_of_many_identical_rows_is_marked_as_a_duplicate(sweep: Sweep) -> None:
+    """The table names six of a group and counts the others; the card of each says that it is one of them."""
+    of = card_of(sweep)
+    random = np.random.default_rng(0)
+    tasks = [f"task{at}" for at in range(8)]
+    copied, rows, trials = random.random(8), [], []
+    for seed in range(40):
+        subject = {"model": "tiny", "dataset": "d", "method": "full", "size": 32, "schedule": "constant", "seed": seed}
+        trials.append({**subject, "trial": f"t{seed}", "epochs": 1, "kind": "fine-tuning", "state": "done"})
+        values = copied if seed < 9 else random.random(8)
+        for task, value in zip(tasks, values, strict=True):
+            measured = {"task": task, "metric": "acc", "value": value, "higher_is_better": True}
+            rows.append({**subject, "trial": f"t{seed}", "epoch": 1, **measured})
+    found = {"scores": rows, "trials": trials}
+    tables = {name: pa.Table.from_pylist(found.get(name, []), schema=TABLES[name]) for name in CARD_TABLES}
+    records = Records({**of.records.tables, **tables})
+    marks = [[one for one in records.lint(f"t{seed}", 1) if one.check == "duplicate_scores"] for seed in range(40)]
+    assert [len(found) for found in marks] == [1] * 9 + [0] * 31
+    assert "and 3 more" in marks[8][0].subject
+    assert lint_table(tables).schema == LINT
 
 
 def test_a_trial_that_diverged_says_so_first(sweep: Sweep) -> None:

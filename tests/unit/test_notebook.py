@@ -262,6 +262,25 @@ def test_the_lines_of_the_readme_answer_their_question(
     assert os.linesep in said.getvalue()
 
 
+def test_the_readmes_best_dataset_has_its_own_error(root: Path, tmp_path: Path) -> None:
+    """Where the error of the best is not known, that of the second best is no answer."""
+    matrix = pq.read_table(root / "study" / "tables" / "gain_matrix.parquet")
+    rows = sorted(matrix.to_pylist(), key=lambda row: row["gain"])
+    best = {(row["variant"], row["task"]): row["dataset"] for row in rows}
+    for row in rows:
+        if best[row["variant"], row["task"]] == row["dataset"]:
+            row["stderr"] = None
+    (folder := tmp_path / "study" / "tables").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=matrix.schema), folder / "gain_matrix.parquet")
+    (snippet,) = _snippets()
+    found: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(compile(snippet.replace("results/quickstart", str(tmp_path)), "README", "exec"), found)
+    answer = found["best"].reset_index()
+    assert {(row.variant, row.task): row.dataset for row in answer.itertuples()} == best
+    assert answer["stderr"].isna().all()
+
+
 def test_an_order_of_names_that_does_not_depend_on_the_folder(tmp_path: Path) -> None:
     for name in ("zebra", "scores", "aardvark", "trials"):
         pq.write_table(pa.table({"a": [1]}), tmp_path / f"{name}.parquet")

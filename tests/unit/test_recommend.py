@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
 from raysft.cli import app
+from raysft.console.study_folder import study_folder
+from raysft.store.layout import open_storage
 from raysft.store.schema import TABLES
 from raysft.study.recommend import FORMS, recommend
 from raysft.study.recommend_known import ALL_TASKS, RecommendError
 from raysft.study.schema import STUDY_TABLES
 from raysft.study.statistics.new_model import Panel, held_out_predictions, jackknife_plus, possible_level, predict
 from raysft.study.tables import from_rows, write_table
+from tests.s3_server import BUCKET, environment, s3_service
 from tests.unit.planted_studies import Tables, gains, names
 
 pytestmark = pytest.mark.unit
@@ -252,3 +258,46 @@ def test_the_command_says_what_is_wrong_in_one_line(folder: Path, tmp_path: Path
         assert code == 2, printed
         assert message in printed.replace("\n", " ")
         assert printed.count("\n") == 1
+
+
+def test_a_task_that_fewer_models_have_shows_its_own_level(folder: Path) -> None:
+    path = folder / "study/tables/gains.parquet"
+    gains = pq.read_table(path)
+    models = sorted(set(gains["model"].to_pylist()))
+    kept = [row for row in gains.to_pylist() if row["task"] != "a" or row["model"] in models[:4]]
+    write_table(pa.Table.from_pylist(kept, schema=gains.schema), path)
+    at = ("--study", str(folder), "--model", NEW, "--properties", str(folder / "new.parquet"))
+    code, printed = run(*at, "--tasks", "a,b")
+    assert code == 0, printed
+    assert "Intervals of 80% to 90%, by how many models a task has: 4 models cannot promise 90%" in " ".join(
+        printed.split()
+    )
+    levels = [re.findall(r" (\d+%) ", line) for line in printed.splitlines() if "data0" in line]
+    assert [found for found in levels if found] == levels
+    assert {level for (level,) in levels} == {"80%", "90%"}
+    code, printed = run(*at, "--tasks", "b")
+    assert "90% interval" in printed
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Address of a storage on S3 with nothing in it."""
+    with s3_service() as service:
+        for name, value in environment(service.url).items():
+            monkeypatch.setenv(name, value)
+        yield f"s3://{BUCKET}/a-sweep"
+
+
+def test_a_study_in_a_bucket_is_one_too(folder: Path, bucket: str) -> None:
+    words = ("--model", NEW, "--properties", str(folder / "new.parquet"), "--json")
+    storage = open_storage(bucket)
+    with (
+        pytest.raises(RecommendError, match="a-sweep: no study; a sweep's storage or"),
+        study_folder(None, storage.uri),
+    ):
+        pass
+    for name in ("study", "tables"):
+        storage.upload(folder / name, name)
+    code, printed = run("--study", storage.uri, *words)
+    assert (code, printed) == run("--study", str(folder), *words)
+    assert code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 
@@ -12,7 +13,7 @@ import pytest
 
 from raysft.report.drawing import inline_svg, render
 from raysft.report.gain_figures import minmax
-from raysft.report.hover import MOST_DOTS, Cells, Dots, regions, too_many
+from raysft.report.hover import MOST_DOTS, Cells, Correlations, Dots, regions, too_many
 from raysft.report.listing import MOST_ROWS, Listing, number
 from raysft.report.page import script_json
 from raysft.report.plot import INK, LOOK, PAPER, Plot, heat, key_line, legend, panels, slugs
@@ -92,6 +93,22 @@ def test_more_points_than_a_page_should_carry_are_left_to_the_csv() -> None:
     many = Dots(axes[0, 0], [0.0] * (MOST_DOTS + 1), [0.0] * (MOST_DOTS + 1), [""] * (MOST_DOTS + 1))
     assert regions([many]) == []
     assert too_many([many])
+
+
+def test_a_matrix_of_a_thousand_fine_tunings_carries_every_value_in_a_byte_each() -> None:
+    _, axes = panels(1, 1, 2.0, 2.0)
+    random = np.random.default_rng(0)
+    values = np.corrcoef(random.normal(size=(1000, 9)))
+    values[7, :] = values[:, 7] = np.nan
+    names = [f"trial {at}" for at in range(1000)]
+    hover = Correlations(axes[0, 0], names, values)
+    assert not too_many([hover])
+    (region,) = regions([hover])
+    packed = np.frombuffer(base64.b64decode(region["hundredths"]), dtype=np.int8)
+    lower = values[np.tril_indices(1000)]
+    assert np.array_equal(packed == -128, np.isnan(lower))
+    assert np.allclose(packed[packed != -128] / 100, lower[np.isfinite(lower)], atol=0.005)
+    assert len(json.dumps(region)) < 700_000
 
 
 def test_ink_and_paper_of_a_drawing_follow_the_page_and_cells_do_not() -> None:

@@ -98,5 +98,6 @@ _METHODS = (
     "over seeds, as a share of the task's scale. Where a cell has base models in common, only those count, and the 95% "
     "interval of B - A is Student's over the models' differences; with fewer than three it is that of the items' "
     "standard errors. Without a common model it is Welch's over each one's models. q is Benjamini and Hochberg's over "
-    "all cells of the page. Similarity matrices are compared by Mantel's test over the names that both have."
+    "all cells of the page. Similarity matrices are compared by Mantel's test over the names that both have, those of "
+    "tasks and of models from gains less their mean over each study's datasets; q is over these tests."
 )

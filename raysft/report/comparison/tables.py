@@ -11,13 +11,16 @@ import pyarrow as pa
 
 from raysft.report.comparison.sides import AXES, Pair, Side, different_settings, only_in_one
 from raysft.report.listing import Listing
+from raysft.study.gains import final_gains
 from raysft.study.lint.findings import SEVERITIES
 from raysft.study.matrix import Matrix
-from raysft.study.similarity import correlation_matrix
+from raysft.study.similarity import ENTRIES, KINDS, centred, correlation_matrix, gain_similarities
 from raysft.study.statistics.mantel import mantel
+from raysft.study.statistics.multiplicity import q_values
+from raysft.study.tables import from_rows
 
 _TEXT, _REAL, _WHOLE = pa.string(), pa.float64(), pa.int64()
-_KINDS = ("task", "dataset", "model", "model_by_task", "model_by_dataset")
+_CENTRED = ("task", "model")
 
 Row = dict[str, Any]
 
@@ -92,10 +95,10 @@ def _agreement(a: str | None, b: str | None) -> str:
 
 
 def similarities(first: Side, second: Side) -> Listing:
-    """Mantel's test of each similarity matrix of A with that of B, over the names that both have."""
+    """Mantel's test of each similarity matrix of A with that of B, over the names that both have; q is over all."""
     rows: list[Row] = []
-    for kind in _KINDS:
-        ours, theirs = (correlation_matrix(side.findings.study["similarity"], kind) for side in (first, second))
+    for kind in KINDS:
+        ours, theirs = (_similarity(side, kind) for side in (first, second))
         shared = sorted(set(ours.rows) & set(theirs.rows))
         found = mantel(_of(ours, shared), _of(theirs, shared))
         rows.append(
@@ -103,14 +106,31 @@ def similarities(first: Side, second: Side) -> Listing:
                 "matrix": kind.replace("_", " "),
                 "in_both": len(shared),
                 "compared": found.n,
-                "r": None if np.isnan(found.r) else found.r,
-                "p": None if np.isnan(found.p) else found.p,
+                "r": found.r,
+                "p": found.p,
                 "reason": found.reason,
             }
         )
-    columns = {"matrix": _TEXT, "in_both": _WHOLE, "compared": _WHOLE, "r": _REAL, "p": _REAL, "reason": _TEXT}
-    about = "Whether what reacts alike in A reacts alike in B: r of the lower triangles, p of Mantel's test."
-    return _listing("similarities", "Similarity matrices", "", rows, columns, about=about)
+    for row, q in zip(rows, q_values(np.array([row["p"] for row in rows])), strict=True):
+        row["q"] = float(q)
+    columns = {"matrix": _TEXT, "in_both": _WHOLE, "compared": _WHOLE, "r": _REAL, "p": _REAL, "q": _REAL}
+    schema = pa.schema([*columns.items(), ("reason", _TEXT)])
+    return Listing("similarities", "Similarity matrices", "", from_rows(rows, schema), _ABOUT_SIMILARITIES)
+
+
+_ABOUT_SIMILARITIES = (
+    "Whether what reacts alike in A reacts alike in B: r of the lower triangles, p of Mantel's test, q over all rows. "
+    "For tasks and for models, gains are first taken less their mean over each study's datasets: two studies of one "
+    "base model share the error of its scores, which alone would make these matrices agree. That is done without a "
+    "common name too, since a base may go by two."
+)
+
+
+def _similarity(side: Side, kind: str) -> Matrix:
+    """The study's own matrix, or that of centred gains where the error of a base score would be in it."""
+    if kind in _CENTRED:
+        return gain_similarities(centred(final_gains(side.findings.study["gains"])), kind, ENTRIES[kind])
+    return correlation_matrix(side.findings.study["similarity"], kind)
 
 
 def _of(matrix: Matrix, shared: list[str]) -> np.ndarray:

@@ -61,8 +61,9 @@ def _finding(sheet: Sheet, rows: list[int], severity: str, detail: str) -> Findi
     base = not sheet.tuned[rows].any()
     if base and severity == "error":
         detail += "; gains of all but one of these models are measured from the scores of another"
-    subject = listed((sheet.label(row) for row in rows), " = ")
-    return Finding("duplicate_baseline" if base else "duplicate_scores", severity, subject, detail)
+    names = tuple(sheet.label(row) for row in rows)
+    check = "duplicate_baseline" if base else "duplicate_scores"
+    return Finding(check, severity, listed(names, " = "), detail, names)
 
 
 def identical_rows(values: Reals) -> list[list[int]]:

@@ -14,13 +14,15 @@ class Finding:
     """One row of the table `lint`.
 
     `severity`: an error makes numbers wrong, a warning makes them say less than they seem to, a note says what could
-    not be checked.
+    not be checked. `names`, which is in no table, has everything that `subject` names, also what it leaves at "and 3
+    more".
     """
 
     check: str
     severity: str
     subject: str
     detail: str
+    names: tuple[str, ...] = ()
 
 
 def listed(names: Iterable[object], between: str = ", ") -> str:

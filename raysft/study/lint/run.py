@@ -38,7 +38,13 @@ _ORDER = ("task", "metric", "tensor", "stage", "key")
 
 
 def lint_table(sweep: Mapping[str, pa.Table]) -> pa.Table:
-    """Every finding, of schema `LINT`: errors first, then warnings, then notes, in the order of the checks.
+    """Every finding, of schema `LINT`, in the order of `lint_findings`."""
+    rows = [{name: getattr(finding, name) for name in LINT.names} for finding in lint_findings(sweep)]
+    return from_rows(rows, LINT)
+
+
+def lint_findings(sweep: Mapping[str, pa.Table]) -> list[Finding]:
+    """Every finding: errors first, then warnings, then notes, in the order of the checks.
 
     Args:
         sweep: tables by name with the schemas of `raysft.store.schema.TABLES`; `scores` is needed, the others may be
@@ -47,7 +53,7 @@ def lint_table(sweep: Mapping[str, pa.Table]) -> pa.Table:
     tables = {name: _sorted(table) for name, table in sweep.items() if name in _READ}
     found = [*_score_findings(tables["scores"]), *_record_findings(tables)]
     found.sort(key=lambda finding: SEVERITIES.index(finding.severity))  # stable: within a severity as they were found
-    return from_rows([vars(finding) for finding in found], LINT)
+    return found
 
 
 def _sorted(table: pa.Table) -> pa.Table:
