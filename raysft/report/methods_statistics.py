@@ -44,7 +44,8 @@ def _gains(findings: Findings) -> Iterator[str]:
         return
     yield "A gain is a checkpoint's score less its base model's at the last measured epoch"
     yield f"({int(np.nansum(reals(final, 'cells'))):,} gains). What is averaged over tasks or correlated is scaled by"
-    yield "1 or 100 where scores are shares of items, else by the smallest power of ten that holds every score of the task."
+    yield "1 or 100 where scores are shares of items, else by the smallest power of ten that holds every score of the"
+    yield "task."
     if _any(final, "z"):
         yield f"Stars are |z| > {CLEAR:g}."
 
