@@ -23,6 +23,8 @@ _KNOWN = {
     "cmmlu": Benchmark(11582, 0.25),
     "jmmlu": Benchmark(14042, 0.25),
     "mmlu": Benchmark(14042, 0.25),
+    "mmlujp": Benchmark(14042, 0.25),
+    "mmluzh": Benchmark(11582, 0.25),
     "hellaswag": Benchmark(10042, 0.25),
     "longbenchv2": Benchmark(503, 0.25),
     "gsm8k": Benchmark(1319, None),

@@ -334,6 +334,7 @@ def test_mistakes_are_one_line_and_exit_code_2(words: list[str], message: str, m
         ("mbpp_4shot", 257, None),
         ("LongBench-v2-0shot", 503, 0.25),
         ("cmmlu-0shot", 11582, 0.25),
+        ("mmlu_zh", 11582, 0.25),
         ("mtbench-math", None, None),
     ],
 )
