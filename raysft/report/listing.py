@@ -24,7 +24,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Listing:
-    """A table of the page: `data` is also written as CSV under `name`; `empty` is said where it has no rows.
+    """A table of the page: `data` is also written as CSV under `name`; `empty` is said where it has no rows, and
+    without it a table without rows may be left out.
 
     `badge` is a column of few words that are shown as badges; a `stacked` table has long texts, and on a narrow screen
     stands below itself instead of scrolling. `hidden` columns are in the CSV only.
