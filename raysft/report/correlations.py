@@ -19,7 +19,7 @@ from raysft.study.tables import reals
 
 # The page begins with the widest choices of tasks.
 _SCOPES = ("all", "matching", "other", "cells", "task")
-# What stands on the page, in this order; the other columns are in the CSV.
+# What stands on the page where there is a value of it, in this order; the other columns are in the CSV.
 _SHOWN = (
     "predictor",
     "variant",
@@ -67,9 +67,10 @@ def cross_lingual_tests(findings: Findings) -> Listing:
 
 
 def _listing(name: str, title: str, about: str, table: pa.Table) -> Listing:
-    hidden = tuple(column for column in table.column_names if column not in _SHOWN)
+    shown = [column for column in _SHOWN if table[column].null_count < table.num_rows]
+    hidden = tuple(column for column in table.column_names if column not in shown)
     about += _not_computed(table, "reason", "tests_reason")
-    return Listing(name, title, "", table.select([*_SHOWN, *hidden]), about, hidden=hidden, most=_MOST_ROWS)
+    return Listing(name, title, "", table.select([*shown, *hidden]), about, hidden=hidden, most=_MOST_ROWS)
 
 
 def _not_computed(table: pa.Table, *columns: str) -> str:
