@@ -1,4 +1,7 @@
-"""Correlations with gain as the report says them: with the tests that know of models and datasets beside each."""
+"""Correlations with gain as the report says them: with the tests that know of models and datasets beside each.
+
+Tables without rows stay out of the page: the figures above them say why there is nothing.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from raysft.study.tables import reals
 
 # The page begins with the widest choices of tasks.
 _SCOPES = ("all", "matching", "other", "cells", "task")
-# What stands on the page, in this order; the other columns are in the CSV.
+# What stands on the page where there is a value of it, in this order; the other columns are in the CSV.
 _SHOWN = (
     "predictor",
     "variant",
@@ -53,22 +56,21 @@ def correlations(findings: Findings) -> Listing:
     scope = np.array([_SCOPES.index(name) for name in table["scope"].to_pylist()])
     order = np.lexsort((np.nan_to_num(reals(table, "permutation_p"), nan=2.0), scope))
     about = _ABOUT + "Each q is over all properties and tasks of one variant and scope."
-    empty = "No property of the data was measured beside a gain."
-    return _listing("correlations", "What goes with gain, tested", empty, about, table.take(pa.array(order)))
+    return _listing("correlations", "What goes with gain, tested", about, table.take(pa.array(order)))
 
 
 def cross_lingual_tests(findings: Findings) -> Listing:
     """Gains in English against gains in another language: a row for each pair of tasks and variant."""
-    empty = "No benchmark was measured in English and in another language, going by task names."
     about = _ABOUT + "Each q is over the pairs of tasks of one variant."
     table = findings.transfer_tests
-    return _listing("cross_lingual_tests", "From English to other languages, tested", empty, about, table)
+    return _listing("cross_lingual_tests", "From English to other languages, tested", about, table)
 
 
-def _listing(name: str, title: str, empty: str, about: str, table: pa.Table) -> Listing:
-    hidden = tuple(column for column in table.column_names if column not in _SHOWN)
+def _listing(name: str, title: str, about: str, table: pa.Table) -> Listing:
+    shown = [column for column in _SHOWN if table[column].null_count < table.num_rows]
+    hidden = tuple(column for column in table.column_names if column not in shown)
     about += _not_computed(table, "reason", "tests_reason")
-    return Listing(name, title, empty, table.select([*_SHOWN, *hidden]), about, hidden=hidden, most=_MOST_ROWS)
+    return Listing(name, title, "", table.select([*shown, *hidden]), about, hidden=hidden, most=_MOST_ROWS)
 
 
 def _not_computed(table: pa.Table, *columns: str) -> str:
@@ -82,14 +84,12 @@ def strongest_layers(findings: Findings) -> Listing:
     """For every choice of tasks the depth whose weight change goes with gain most, tested as the strongest of all."""
     table = findings.study["layer_tests"]
     strongest = table.filter(pc.fill_null(table["strongest"], False)).drop_columns(["strongest"])
-    reasons = sorted(set(table["reason"].to_pylist()) - {None})
-    empty = f"No depth could be tested{f' ({reasons[0]})' if reasons else ': no weight change was measured'}."
     about = (
         "p max is the p of the largest |r| of all depths, whole models and whole datasets permuted; p is that of this "
         "depth as if it had been chosen before. Chosen: how often resampled models and datasets choose it."
     )
     about += _not_computed(strongest, "reason")
-    return Listing("strongest_layers", "The strongest layers, tested", empty, strongest, about, hidden=("reason",))
+    return Listing("strongest_layers", "The strongest layers, tested", "", strongest, about, hidden=("reason",))
 
 
 def coefficients(row: Row) -> str:

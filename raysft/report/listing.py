@@ -24,7 +24,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Listing:
-    """A table of the page: `data` is also written as CSV under `name`; `empty` is said where it has no rows.
+    """A table of the page: `data` is also written as CSV under `name`; `empty` is said where it has no rows, and
+    without it a table without rows may be left out.
 
     `badge` is a column of few words that are shown as badges; a `stacked` table has long texts, and on a narrow screen
     stands below itself instead of scrolling. `hidden` columns are in the CSV only.
@@ -63,14 +64,15 @@ class Listing:
 
     @property
     def widths(self) -> list[int]:
-        """For each column of text its longest word in letters, at most 30: what it should be wide enough for."""
+        """For each column of text its longest word in letters: what it should be wide enough for, within reason."""
+        widest = _WIDEST // 2 if self.wide else _WIDEST
         texts = [column.to_pylist() if pa.types.is_string(column.type) else [] for column in self.shown.columns]
         words = [[len(word) for text in column if text for word in text.split()] for column in texts]
-        return [min(_WIDEST, max(found, default=0)) for found in words]
+        return [min(widest, max(found, default=0)) for found in words]
 
     @property
     def wide(self) -> bool:
-        """Whether it has so many columns that paper needs smaller print."""
+        """Whether it has so many columns that it needs smaller print."""
         return len(self.header) > _WIDE
 
     @property

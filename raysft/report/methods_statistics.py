@@ -59,12 +59,11 @@ def _correlations(findings: Findings) -> Iterator[str]:
 
     if not found("pearson"):
         return
-    kinds = ["plain (Pearson, Spearman)"]
+    yield "Correlations are given plain (Pearson, Spearman)."
     if found("within"):
-        kinds.append("with fixed effects of model and dataset")
+        yield "Beside them are those with fixed effects of model and dataset."
     if found("mixed_slope"):
-        kinds.append("from a mixed-effects model with both as random intercepts (REML)")
-    yield f"Correlations are given {', '.join(kinds)}."
+        yield "Slopes are from a mixed-effects model with random intercepts of both (REML)."
     if found("pearson_low") or found("within_low"):
         yield f"Their intervals resample whole models and whole datasets ({RESAMPLES:,} draws)."
     if found("permutation_p"):

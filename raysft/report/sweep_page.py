@@ -55,5 +55,6 @@ def write_report(tables: Path, study: Path, out: Path, title: str, spec: Sweep |
 
 def _section(drawn: Drawn, out: Path, findings: Findings) -> Section:
     shown = tuple(show(figure, out) for figure in drawn.figures)
-    listings = tuple(listing(findings) for listing in _BELOW.get(drawn.anchor, ()))
+    found = (listing(findings) for listing in _BELOW.get(drawn.anchor, ()))
+    listings = tuple(listing for listing in found if listing.data.num_rows or listing.empty)
     return Section(drawn.anchor, drawn.title, drawn.about, shown, listings)

@@ -115,7 +115,9 @@ def similarities(first: Side, second: Side) -> Listing:
         row["q"] = float(q)
     columns = {"matrix": _TEXT, "in_both": _WHOLE, "compared": _WHOLE, "r": _REAL, "p": _REAL, "q": _REAL}
     schema = pa.schema([*columns.items(), ("reason", _TEXT)])
-    return Listing("similarities", "Similarity matrices", "", from_rows(rows, schema), _ABOUT_SIMILARITIES)
+    return Listing(
+        "similarities", "Similarity matrices", "", from_rows(rows, schema), _ABOUT_SIMILARITIES, stacked=True
+    )
 
 
 _ABOUT_SIMILARITIES = (
