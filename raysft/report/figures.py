@@ -105,7 +105,8 @@ _ALIKE = (
 _PREDICTORS = (
     "Gains come in clusters: all points of one model, and all of one dataset, move together. A plain correlation takes "
     "that for evidence, and finds something in about a quarter of grids that hold nothing. The fixed-effects number "
-    "compares within models and within datasets, and is the one to trust."
+    "compares within models and within datasets, and is the one to trust. What hardly differs between models has none "
+    "to speak of: there the permutation p is. A q has paid for all that was tried beside it."
 )
 _LAYERS = "How far fine-tuning moved each layer, and what that did to the geometry of the texts it was trained on."
 _MAP = "Models that lie close give the same texts the same probability."
