@@ -76,7 +76,12 @@ def claims(findings: Findings) -> Listing:
 
 def _found(row: dict[str, Any]) -> str:
     """The numbers, and why they do not tell where they do not."""
-    return " ".join(f"{text[0].upper()}{text[1:].rstrip('.')}." for text in (row["statement"], row["reason"]) if text)
+    return " ".join(f"{_begun(text).rstrip('.')}." for text in (row["statement"], row["reason"]) if text)
+
+
+def _begun(text: str) -> str:
+    """As a sentence begins; but names of columns stay as they are."""
+    return text if "_" in text.partition(" ")[0] else text[0].upper() + text[1:]
 
 
 def verdicts(findings: Findings) -> list[str]:
