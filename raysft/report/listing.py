@@ -10,6 +10,7 @@ import pyarrow as pa
 
 _WIDEST = 30
 _WIDE = 12
+_LONG = 30  # rows
 MOST_ROWS = 500
 """Rows of a table on the page unless it says otherwise; the CSV holds all of them."""
 
@@ -74,6 +75,11 @@ class Listing:
     def wide(self) -> bool:
         """Whether it has so many columns that it needs smaller print."""
         return len(self.header) > _WIDE
+
+    @property
+    def long(self) -> bool:
+        """Whether it has so many rows that it scrolls by itself, under its header."""
+        return len(self.rows) > _LONG
 
     @property
     def badged(self) -> list[bool]:

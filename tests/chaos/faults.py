@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -22,7 +23,8 @@ T = TypeVar("T")
 
 DEADLINE_S = 20  # of a node that is being drained: the notice is much longer in a cloud
 AWAY_S = 8  # of a storage: longer than a trial goes without writing
-_WAIT_S = 60.0
+_WAIT_S = 240.0
+_EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of linux/fs.h and fcntl.h
 _DISK_BYTES = 96 << 20
 
 # How Ray names the process of a trial of `faulty_sweep`, before its first call and in one, and a worker of a group.
@@ -101,11 +103,18 @@ def drain_node(ground: Ground) -> None:
 def refuse_writes(ground: Ground) -> None:
     """The storage goes, as a network filesystem that is unmounted, and comes back."""
     aside = ground.storage.with_name("aside")
-    ground.storage.rename(aside)
-    ground.storage.write_text("not a folder")
+    aside.write_text("not a folder")
+    _exchange(ground.storage, aside)
     time.sleep(AWAY_S)
-    ground.storage.unlink()
-    aside.rename(ground.storage)
+    _exchange(ground.storage, aside)
+    aside.unlink()
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Each takes the other's name at once: between two renames somebody who writes would make the folder anew."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE):
+        raise OSError(ctypes.get_errno(), f"{one} and {other} cannot be exchanged")
 
 
 def fill_disk(ground: Ground) -> None:

@@ -154,6 +154,20 @@ def test_a_table_is_sorted_by_keyboard_and_says_how(opened: Opened) -> None:
     assert _column(page, 0) == sorted(_column(page, 0))
 
 
+def test_a_long_table_scrolls_under_its_header(opened: Opened) -> None:
+    page = opened()
+    table = page.locator(".long").first
+    rows = table.locator("tbody tr")
+    assert rows.count() > 30
+    header = table.locator("th").first
+    assert table.evaluate("e => e.scrollHeight > e.clientHeight")
+    before = header.bounding_box()
+    table.evaluate("e => e.scrollTo(0, 300)")
+    assert header.bounding_box() == before
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert table.evaluate("e => e.scrollHeight <= e.clientHeight + 2")
+
+
 def test_in_the_dark_ink_is_light_and_cells_keep_their_colours(opened: Opened) -> None:
     light, dark = opened(), opened(color_scheme="dark")
     colours = []
@@ -188,7 +202,7 @@ def test_on_paper_nothing_is_cut_and_links_say_where_they_lead(opened: Opened) -
     assert page.locator("nav").is_hidden()
     cut = page.evaluate(
         """() => [...document.querySelectorAll('.scroll')]
-        .filter((e) => e.offsetParent && e.scrollWidth > e.clientWidth + 2)
+        .filter((e) => e.offsetParent && (e.scrollWidth > e.clientWidth + 2 || e.scrollHeight > e.clientHeight + 2))
         .map((e) => e.getAttribute('aria-label') + ' ' + e.scrollWidth + '>' + e.clientWidth)"""
     )
     assert cut == []
