@@ -30,12 +30,13 @@ from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
 from raysft import measure
-from raysft.cluster import pipeline, trainable
+from raysft.cluster import trainable
 from raysft.cluster import sweep as sweep_module
 from raysft.cluster.connect import connected
 from raysft.cluster.retries import UnitDeath
 from raysft.cluster.sweep import UnitOutcome, run_sweep
 from raysft.cluster.trainable import Tasks, UnitTrainable
+from raysft.reduce import reduce_sweep
 from raysft.spec.plan import make_plan
 from raysft.spec.sweep import Sweep, parse_sweep, resolved_yaml
 from raysft.store.layout import SPEC_FILE, Storage, open_storage
@@ -133,7 +134,7 @@ def run_disturbed(ground: Ground, sweep: Sweep, faults: Iterable[str]) -> dict[s
             FAULTS[fault](ground)
             injected.append(fault)
         outcome = run.result()
-    lines = pipeline.reduce_and_report(sweep, storage, lambda _: None)
+    reduced = reduce_sweep(sweep, storage)
     again = len(make_plan(sweep, storage).missing_units())
     journal = Counter(journal_of(ground.storage).read_text().splitlines())
     return {
@@ -141,7 +142,7 @@ def run_disturbed(ground: Ground, sweep: Sweep, faults: Iterable[str]) -> dict[s
         "deaths": [kind for _, _, kind in seen.deaths],
         "seconds_to_recover": round(seen.seconds_to_recover(), 1),
         "failed": outcome.failed,
-        "unreadable": lines,
+        "unreadable": list(reduced.unreadable),
         "missing": again,
         "executions": len(journal),
         "repeated": {line: count for line, count in journal.items() if count > 1},

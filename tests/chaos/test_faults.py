@@ -19,9 +19,9 @@ from tests.chaos.faults import filesystems
 from tests.chaos.faulty_sweep import faults_of
 from tests.chaos.undisturbed import run_undisturbed
 
-pytestmark = pytest.mark.chaos
+TIMEOUT_S = 1500  # of four sweeps, most of which is waiting for processes to start
 
-TIMEOUT_S = 900
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(TIMEOUT_S + 300)]
 
 # When and where something ran differs between any two runs.
 SAME = sorted(set(TABLES) - {"costs", "failures"})
