@@ -30,8 +30,8 @@ from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
 from raysft import measure
-from raysft.cluster import trainable
 from raysft.cluster import sweep as sweep_module
+from raysft.cluster import trainable
 from raysft.cluster.connect import connected
 from raysft.cluster.retries import UnitDeath
 from raysft.cluster.sweep import UnitOutcome, run_sweep
